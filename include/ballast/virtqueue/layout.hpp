@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+
+#include <ballast/memory/guest_memory.hpp>
+#include <ballast/result.hpp>
+
+#include <bit>
+#include <cstdint>
+
+namespace ballast {
+
+/// The largest queue size of either format. Spec: "Split Virtqueues", "Packed Virtqueues".
+inline constexpr std::uint32_t max_queue_size = 32768;
+
+/// Where the three parts of a virtqueue lie, in the words of the transports.
+struct queue_layout {
+  std::uint32_t size = 0;            ///< entries
+  guest_address descriptor_area = 0; ///< split: descriptor table
+  guest_address driver_area = 0;     ///< split: available ring
+  guest_address device_area = 0;     ///< split: used ring
+
+  friend constexpr bool operator==(const queue_layout&, const queue_layout&) noexcept = default;
+};
+
+/// The width of a ring word, and whether both sides touch it at any time.
+struct word_class {
+  std::uint8_t width = 0; ///< bytes; 0: no word starts here
+  bool is_atomic = false;
+
+  friend constexpr bool operator==(const word_class&, const word_class&) noexcept = default;
+};
+
+/// Every offset, width and access class of the split format, in bytes from the start of each part.
+/// Spec: "Split Virtqueues".
+namespace split {
+
+enum class part : std::uint8_t { descriptor_table, available_ring, used_ring };
+
+inline constexpr std::uint32_t descriptor_table_alignment = 16;
+inline constexpr std::uint32_t available_ring_alignment = 2;
+inline constexpr std::uint32_t used_ring_alignment = 4;
+
+// A descriptor is two plain 64-bit words: the address; and length, flags, next together. One load
+// each: what was checked is what is used, and what one store wrote one load can forward.
+inline constexpr std::uint32_t descriptor_size = 16;
+[[nodiscard]] constexpr std::uint32_t descriptor_address(std::uint32_t i) noexcept {
+  return 16 * i;
+}
+[[nodiscard]] constexpr std::uint32_t descriptor_rest(std::uint32_t i) noexcept {
+  return 16 * i + 8;
+}
+
+inline constexpr std::uint16_t flag_next = 1;
+inline constexpr std::uint16_t flag_write = 2;
+inline constexpr std::uint16_t flag_indirect = 4;
+
+// Flags, index and event word are 16-bit atomics; ring entries are plain.
+inline constexpr std::uint32_t available_flags = 0;
+inline constexpr std::uint32_t available_index = 2;
+[[nodiscard]] constexpr std::uint32_t available_entry(std::uint32_t i) noexcept {
+  return 4 + 2 * i;
+}
+[[nodiscard]] constexpr std::uint32_t used_event(std::uint32_t size) noexcept {
+  return 4 + 2 * size;
+}
+inline constexpr std::uint16_t no_interrupt = 1; ///< in available_flags
+
+inline constexpr std::uint32_t used_flags = 0;
+inline constexpr std::uint32_t used_index = 2;
+// A used element is two plain 32-bit words: the used ring is only 4-aligned.
+[[nodiscard]] constexpr std::uint32_t used_id(std::uint32_t i) noexcept { return 4 + 8 * i; }
+[[nodiscard]] constexpr std::uint32_t used_length(std::uint32_t i) noexcept { return 8 + 8 * i; }
+[[nodiscard]] constexpr std::uint32_t available_event(std::uint32_t size) noexcept {
+  return 4 + 8 * size;
+}
+inline constexpr std::uint16_t no_notify = 1; ///< in used_flags
+
+[[nodiscard]] constexpr std::uint32_t descriptor_table_bytes(std::uint32_t size) noexcept {
+  return 16 * size;
+}
+[[nodiscard]] constexpr std::uint32_t available_ring_bytes(std::uint32_t size) noexcept {
+  return 6 + 2 * size;
+}
+[[nodiscard]] constexpr std::uint32_t used_ring_bytes(std::uint32_t size) noexcept {
+  return 6 + 8 * size;
+}
+
+[[nodiscard]] constexpr bool is_valid_size(std::uint32_t size) noexcept {
+  return std::has_single_bit(size) && size <= max_queue_size;
+}
+
+/// The word that starts at `offset` of a part, for accessors that check every access.
+[[nodiscard]] constexpr word_class word_at(part p, std::uint32_t size,
+                                           std::uint32_t offset) noexcept {
+  switch (p) {
+  case part::descriptor_table:
+    if (offset < descriptor_table_bytes(size) && offset % 8 == 0)
+      return {8, false};
+    break;
+  case part::available_ring:
+    if (offset == available_flags || offset == available_index || offset == used_event(size))
+      return {2, true};
+    if (offset < used_event(size) && offset % 2 == 0)
+      return {2, false};
+    break;
+  case part::used_ring:
+    if (offset == used_flags || offset == used_index || offset == available_event(size))
+      return {2, true};
+    if (offset < available_event(size) && offset % 4 == 0)
+      return {4, false};
+    break;
+  }
+  return {};
+}
+
+/// The parts of a queue laid out one after the other from `base`, each aligned.
+/// `end` is the first address behind them.
+struct placement {
+  queue_layout layout;
+  guest_address end = 0;
+};
+
+[[nodiscard]] constexpr placement place(guest_address base, std::uint32_t size) noexcept {
+  const auto align = [](guest_address a, std::uint32_t to) { return (a + to - 1) & ~(to - 1ull); };
+  queue_layout at{.size = size};
+  at.descriptor_area = align(base, descriptor_table_alignment);
+  at.driver_area =
+      align(at.descriptor_area + descriptor_table_bytes(size), available_ring_alignment);
+  at.device_area = align(at.driver_area + available_ring_bytes(size), used_ring_alignment);
+  return {at, at.device_area + used_ring_bytes(size)};
+}
+
+} // namespace split
+
+/// Whether a side that asked to be told at `event` is due a notification, now that the other side's
+/// index went from `old` to `now`. Modulo 2^16; true for exactly one index of each round.
+/// Spec: "Available Buffer Notification Suppression"; Linux: vring_need_event().
+[[nodiscard]] constexpr bool need_event(std::uint16_t event, std::uint16_t now,
+                                        std::uint16_t old) noexcept {
+  return static_cast<std::uint16_t>(now - event - 1) < static_cast<std::uint16_t>(now - old);
+}
+
+} // namespace ballast

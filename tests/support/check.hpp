@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+
+#include <doctest/doctest.h>
+
+#include <source_location>
+
+/// Runs one scenario twice: in a constant expression and at run time.
+///
+///     constexpr auto adds = [](auto check) { check(1 + 1 == 2); };
+///     BOTH("adds", adds)
+///
+/// A failing check in a constant expression is a compile error whose notes name the line.
+namespace ballast_test {
+
+inline void a_check_failed_in_a_constant_expression() {}
+
+struct constant_check {
+  constexpr void operator()(bool ok) const {
+    if (!ok)
+      a_check_failed_in_a_constant_expression(); // not constexpr, on purpose
+  }
+};
+
+struct run_time_check {
+  void operator()(bool ok, std::source_location where = std::source_location::current()) const {
+    INFO(where.file_name(), ":", where.line());
+    CHECK(ok);
+  }
+};
+
+} // namespace ballast_test
+
+#define BOTH(title, scenario)                                                                      \
+  static_assert((scenario(ballast_test::constant_check{}), true));                                 \
+  TEST_CASE(title) { scenario(ballast_test::run_time_check{}); }
