@@ -50,7 +50,6 @@ enum class error : std::uint16_t {
   chain_loops = 69,             ///< a chain has more descriptors than the queue
   readable_after_writable = 70, ///< a device-readable buffer follows a device-writable one
   indirect_not_negotiated = 71, ///< INDIRECT without the feature
-  buffer_wraps = 72,            ///< address + length passes 2^64
   chain_bytes_overflow = 73,    ///< a chain describes more than 2^32 - 1 bytes
   used_id_out_of_range = 74,    ///< a used element's id is not below the queue size
   used_id_not_in_flight = 75,   ///< a used element's id is not a head that is in flight
@@ -71,6 +70,9 @@ enum class error : std::uint16_t {
   device_needs_reset = 108,    ///< DEVICE_NEEDS_RESET is set
   queue_unavailable = 109,     ///< the transport says the queue's maximum size is 0
   queue_too_small = 110,       ///< the device's queue is smaller than the driver needs
+  wrong_device_id = 111,       ///< another type of device than the driver's
+  reset_incomplete = 112,      ///< the status did not read 0 in the attempts allowed
+  status_bit_of_device = 113,  ///< the driver set a status bit that only the device sets
 
   // Balloon.
   page_out_of_range = 128, ///< a PFN outside guest memory
@@ -79,112 +81,63 @@ enum class error : std::uint16_t {
 /// A short text for `e`, without a full stop; never null.
 [[nodiscard]] constexpr const char* name(error e) noexcept {
   switch (e) {
-  case error::none:
-    return "no error";
-  case error::queue_empty:
-    return "queue empty";
-  case error::queue_full:
-    return "queue full";
-  case error::not_attached:
-    return "not attached to memory";
-  case error::already_attached:
-    return "already attached";
-  case error::invalid_queue_size:
-    return "queue size is not a power of two in 1..32768";
-  case error::storage_too_small:
-    return "queue storage has fewer entries than the queue";
-  case error::invalid_queue_index:
-    return "no such queue";
-  case error::stale_chain:
-    return "chain of an epoch before the last reset";
-  case error::chain_not_in_flight:
-    return "chain is not in flight";
-  case error::empty_chain:
-    return "chain without a buffer";
-  case error::chain_too_long:
-    return "chain has more buffers than the queue has descriptors";
-  case error::target_too_large:
-    return "target is larger than the balloon can be";
-  case error::no_request_pending:
-    return "no statistics request is pending";
-  case error::no_statistics_buffer:
-    return "driver has made no statistics buffer available";
-  case error::not_negotiated:
-    return "feature was not negotiated";
-  case error::wrong_state:
-    return "not allowed in this state";
-  case error::buffer_too_small:
-    return "buffer too small";
-  case error::value_out_of_range:
-    return "value out of range";
-  case error::not_guest_memory:
-    return "address range is not all guest memory";
-  case error::access_not_allowed:
-    return "guest memory is not writable there";
-  case error::misaligned:
-    return "address is misaligned";
-  case error::memory_lost:
-    return "guest memory was lost";
-  case error::region_misplaced:
-    return "region's host and guest base differ modulo 16, or it wraps";
-  case error::regions_overlap:
-    return "regions overlap or are not in ascending order";
-  case error::available_index_jump:
-    return "available index moved by more than the queue size";
-  case error::used_index_jump:
-    return "used index moved by more than is in flight";
-  case error::head_out_of_range:
-    return "available ring entry is not below the queue size";
-  case error::head_in_flight:
-    return "descriptor head is already in flight";
-  case error::next_out_of_range:
-    return "descriptor next is not below the queue size";
-  case error::chain_loops:
-    return "descriptor chain is longer than the queue";
-  case error::readable_after_writable:
-    return "device-readable buffer after a device-writable one";
+  case error::none: return "no error";
+  case error::queue_empty: return "queue empty";
+  case error::queue_full: return "queue full";
+  case error::not_attached: return "not attached to memory";
+  case error::already_attached: return "already attached";
+  case error::invalid_queue_size: return "queue size is not a power of two in 1..32768";
+  case error::storage_too_small: return "queue storage has fewer entries than the queue";
+  case error::invalid_queue_index: return "no such queue";
+  case error::stale_chain: return "chain of an epoch before the last reset";
+  case error::chain_not_in_flight: return "chain is not in flight";
+  case error::empty_chain: return "chain without a buffer";
+  case error::chain_too_long: return "chain has more buffers than the queue has descriptors";
+  case error::target_too_large: return "target is larger than the balloon can be";
+  case error::no_request_pending: return "no statistics request is pending";
+  case error::no_statistics_buffer: return "driver has made no statistics buffer available";
+  case error::not_negotiated: return "feature was not negotiated";
+  case error::wrong_state: return "not allowed in this state";
+  case error::buffer_too_small: return "buffer too small";
+  case error::value_out_of_range: return "value out of range";
+  case error::not_guest_memory: return "address range is not all guest memory";
+  case error::access_not_allowed: return "guest memory is not writable there";
+  case error::misaligned: return "address is misaligned";
+  case error::memory_lost: return "guest memory was lost";
+  case error::region_misplaced: return "region's host and guest base differ modulo 16, or it wraps";
+  case error::regions_overlap: return "regions overlap or are not in ascending order";
+  case error::available_index_jump: return "available index moved by more than the queue size";
+  case error::used_index_jump: return "used index moved by more than is in flight";
+  case error::head_out_of_range: return "available ring entry is not below the queue size";
+  case error::head_in_flight: return "descriptor head is already in flight";
+  case error::next_out_of_range: return "descriptor next is not below the queue size";
+  case error::chain_loops: return "descriptor chain is longer than the queue";
+  case error::readable_after_writable: return "device-readable buffer after a device-writable one";
   case error::indirect_not_negotiated:
     return "indirect descriptor without the feature";
-  case error::buffer_wraps:
     return "buffer passes the end of the address space";
-  case error::chain_bytes_overflow:
-    return "descriptor chain describes 2^32 bytes or more";
-  case error::used_id_out_of_range:
-    return "used element id is not below the queue size";
-  case error::used_id_not_in_flight:
-    return "used element id is not in flight";
-  case error::feature_text_length:
-    return "features text is empty";
-  case error::feature_text_character:
-    return "features text has a character other than 0 and 1";
-  case error::feature_beyond_set:
-    return "features text sets a bit beyond 255";
-  case error::feature_not_offered:
-    return "feature accepted but not offered";
-  case error::feature_dependency:
-    return "feature needs one that is not in the set";
-  case error::features_rejected:
-    return "device did not accept the features";
-  case error::status_bit_cleared:
-    return "status bit cleared without a reset";
-  case error::status_out_of_order:
-    return "status bit set before the ones it follows";
-  case error::status_after_failed:
-    return "status changed after FAILED without a reset";
-  case error::config_out_of_range:
-    return "configuration access passes the end";
-  case error::config_too_small:
-    return "configuration space is too small";
-  case error::config_unstable:
-    return "configuration generation kept changing";
-  case error::device_needs_reset:
-    return "device needs reset";
-  case error::queue_unavailable:
-    return "queue is not available";
-  case error::queue_too_small:
-    return "queue is smaller than the driver needs";
-  case error::page_out_of_range:
-    return "page frame number outside guest memory";
+  case error::chain_bytes_overflow: return "descriptor chain describes 2^32 bytes or more";
+  case error::used_id_out_of_range: return "used element id is not below the queue size";
+  case error::used_id_not_in_flight: return "used element id is not in flight";
+  case error::feature_text_length: return "features text is empty";
+  case error::feature_text_character: return "features text has a character other than 0 and 1";
+  case error::feature_beyond_set: return "features text sets a bit beyond 255";
+  case error::feature_not_offered: return "feature accepted but not offered";
+  case error::feature_dependency: return "feature needs one that is not in the set";
+  case error::features_rejected: return "device did not accept the features";
+  case error::status_bit_cleared: return "status bit cleared without a reset";
+  case error::status_out_of_order: return "status bit set before the ones it follows";
+  case error::status_after_failed: return "status changed after FAILED without a reset";
+  case error::config_out_of_range: return "configuration access passes the end";
+  case error::config_too_small: return "configuration space is too small";
+  case error::config_unstable: return "configuration generation kept changing";
+  case error::device_needs_reset: return "device needs reset";
+  case error::queue_unavailable: return "queue is not available";
+  case error::queue_too_small: return "queue is smaller than the driver needs";
+  case error::wrong_device_id: return "another type of device";
+  case error::reset_incomplete: return "device did not finish its reset";
+  case error::status_bit_of_device: return "status bit that only the device sets";
+  case error::page_out_of_range: return "page frame number outside guest memory";
   }
   return "unknown error";
 }

@@ -28,15 +28,13 @@ template <std::size_t Size> class array_memory {
     template <wire_integer T>
     [[nodiscard]] constexpr T load(std::uint32_t offset, order) const noexcept {
       bytes<T> copy;
-      for (std::size_t i = 0; i < sizeof(T); ++i)
-        copy.at[i] = start_[offset + i];
+      for (std::size_t i = 0; i < sizeof(T); ++i) copy.at[i] = start_[offset + i];
       return std::bit_cast<T>(copy);
     }
 
     template <wire_integer T> constexpr void store(std::uint32_t offset, T value, order) noexcept {
       const auto copy = std::bit_cast<bytes<T>>(value);
-      for (std::size_t i = 0; i < sizeof(T); ++i)
-        start_[offset + i] = copy.at[i];
+      for (std::size_t i = 0; i < sizeof(T); ++i) start_[offset + i] = copy.at[i];
     }
 
    private:
@@ -55,35 +53,28 @@ template <std::size_t Size> class array_memory {
   /// Errors: `not_guest_memory`, `misaligned`.
   [[nodiscard]] constexpr result<window_type> window(guest_address address, std::uint64_t size,
                                                      std::size_t alignment, access) noexcept {
-    if (!contains(address, size))
-      return error::not_guest_memory;
-    if (address % alignment != 0)
-      return error::misaligned;
+    if (!contains(address, size)) return error::not_guest_memory;
+    if (address % alignment != 0) return error::misaligned;
     return window_type(bytes_ + (address - base_));
   }
 
   [[nodiscard]] constexpr memory_segment segment(guest_address address, std::uint64_t size,
                                                  access) noexcept {
-    if (!contains(address, 0))
-      return {};
+    if (!contains(address, 0)) return {};
     const std::uint64_t offset = address - base_;
     return {bytes_ + offset, size < Size - offset ? size : Size - offset};
   }
 
   [[nodiscard]] constexpr bool read(guest_address address, std::span<std::byte> to) noexcept {
-    if (!contains(address, to.size()))
-      return false;
-    for (std::size_t i = 0; i < to.size(); ++i)
-      to[i] = bytes_[address - base_ + i];
+    if (!contains(address, to.size())) return false;
+    for (std::size_t i = 0; i < to.size(); ++i) to[i] = bytes_[address - base_ + i];
     return true;
   }
 
   [[nodiscard]] constexpr bool write(guest_address address,
                                      std::span<const std::byte> from) noexcept {
-    if (!contains(address, from.size()))
-      return false;
-    for (std::size_t i = 0; i < from.size(); ++i)
-      bytes_[address - base_ + i] = from[i];
+    if (!contains(address, from.size())) return false;
+    for (std::size_t i = 0; i < from.size(); ++i) bytes_[address - base_ + i] = from[i];
     return true;
   }
 

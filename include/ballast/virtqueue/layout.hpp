@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
 
+#include <ballast/endian.hpp>
 #include <ballast/memory/guest_memory.hpp>
 #include <ballast/result.hpp>
 
@@ -54,6 +55,33 @@ inline constexpr std::uint16_t flag_next = 1;
 inline constexpr std::uint16_t flag_write = 2;
 inline constexpr std::uint16_t flag_indirect = 4;
 
+/// The second word of a descriptor.
+struct descriptor_fields {
+  std::uint32_t length = 0; ///< bytes
+  std::uint16_t flags = 0;
+  std::uint16_t next = 0;
+};
+
+/// The second word of a descriptor as it lies in memory, for rings in the byte order `E`.
+template <std::endian E> [[nodiscard]] constexpr std::uint64_t pack(descriptor_fields f) noexcept {
+  const std::uint64_t length = f.length, flags = f.flags, next = f.next;
+  if constexpr (E == std::endian::little)
+    return to_order<E>(length | flags << 32 | next << 48);
+  else
+    return to_order<E>(length << 32 | flags << 16 | next);
+}
+
+template <std::endian E>
+[[nodiscard]] constexpr descriptor_fields unpack(std::uint64_t raw) noexcept {
+  const std::uint64_t word = to_order<E>(raw);
+  if constexpr (E == std::endian::little)
+    return {static_cast<std::uint32_t>(word), static_cast<std::uint16_t>(word >> 32),
+            static_cast<std::uint16_t>(word >> 48)};
+  else
+    return {static_cast<std::uint32_t>(word >> 32), static_cast<std::uint16_t>(word >> 16),
+            static_cast<std::uint16_t>(word)};
+}
+
 // Flags, index and event word are 16-bit atomics; ring entries are plain.
 inline constexpr std::uint32_t available_flags = 0;
 inline constexpr std::uint32_t available_index = 2;
@@ -94,20 +122,17 @@ inline constexpr std::uint16_t no_notify = 1; ///< in used_flags
                                            std::uint32_t offset) noexcept {
   switch (p) {
   case part::descriptor_table:
-    if (offset < descriptor_table_bytes(size) && offset % 8 == 0)
-      return {8, false};
+    if (offset < descriptor_table_bytes(size) && offset % 8 == 0) return {8, false};
     break;
   case part::available_ring:
     if (offset == available_flags || offset == available_index || offset == used_event(size))
       return {2, true};
-    if (offset < used_event(size) && offset % 2 == 0)
-      return {2, false};
+    if (offset < used_event(size) && offset % 2 == 0) return {2, false};
     break;
   case part::used_ring:
     if (offset == used_flags || offset == used_index || offset == available_event(size))
       return {2, true};
-    if (offset < available_event(size) && offset % 4 == 0)
-      return {4, false};
+    if (offset < available_event(size) && offset % 4 == 0) return {4, false};
     break;
   }
   return {};

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+
+// The freestanding part of the library; <ballast/memory/mapped_memory.hpp> is for hosted programs and
+// stays outside.
+// IWYU pragma: begin_exports
+#include <ballast/balloon/device.hpp>
+#include <ballast/balloon/page_ranges.hpp>
+#include <ballast/balloon/pressure_levels.hpp>
+#include <ballast/balloon/protocol.hpp>
+#include <ballast/balloon/statistic_table.hpp>
+#include <ballast/balloon/statistics.hpp>
+#include <ballast/endian.hpp>
+#include <ballast/memory/array_memory.hpp>
+#include <ballast/memory/direct_memory.hpp>
+#include <ballast/memory/fence.hpp>
+#include <ballast/memory/guest_memory.hpp>
+#include <ballast/result.hpp>
+#include <ballast/version.hpp>
+#include <ballast/virtio/actions.hpp>
+#include <ballast/virtio/config_space.hpp>
+#include <ballast/virtio/device_model.hpp>
+#include <ballast/virtio/device_status.hpp>
+#include <ballast/virtio/driver_transport.hpp>
+#include <ballast/virtio/features.hpp>
+#include <ballast/virtio/in_process_transport.hpp>
+#include <ballast/virtio/negotiation.hpp>
+#include <ballast/virtio/shared_value.hpp>
+#include <ballast/virtqueue/chain.hpp>
+#include <ballast/virtqueue/layout.hpp>
+#include <ballast/virtqueue/split_device.hpp>
+#include <ballast/virtqueue/split_driver.hpp>
+// IWYU pragma: end_exports
