@@ -50,7 +50,7 @@ enum class error : std::uint16_t {
   chain_loops = 69,             ///< a chain has more descriptors than the queue
   readable_after_writable = 70, ///< a device-readable buffer follows a device-writable one
   indirect_not_negotiated = 71, ///< INDIRECT without the feature
-  chain_bytes_overflow = 73,    ///< a chain describes more than 2^32 - 1 bytes
+  chain_bytes_overflow = 73,    ///< a chain describes more than 2^32 bytes (driver: 2^32 - 1)
   used_id_out_of_range = 74,    ///< a used element's id is not below the queue size
   used_id_not_in_flight = 75,   ///< a used element's id is not a head that is in flight
 
@@ -113,10 +113,8 @@ enum class error : std::uint16_t {
   case error::next_out_of_range: return "descriptor next is not below the queue size";
   case error::chain_loops: return "descriptor chain is longer than the queue";
   case error::readable_after_writable: return "device-readable buffer after a device-writable one";
-  case error::indirect_not_negotiated:
-    return "indirect descriptor without the feature";
-    return "buffer passes the end of the address space";
-  case error::chain_bytes_overflow: return "descriptor chain describes 2^32 bytes or more";
+  case error::indirect_not_negotiated: return "indirect descriptor without the feature";
+  case error::chain_bytes_overflow: return "descriptor chain describes more bytes than a chain may";
   case error::used_id_out_of_range: return "used element id is not below the queue size";
   case error::used_id_not_in_flight: return "used element id is not in flight";
   case error::feature_text_length: return "features text is empty";

@@ -48,6 +48,8 @@ struct device_options {
   /// PFNs looked at in one buffer; more than Linux (256) and Windows (1024) send. The rest of a
   /// larger buffer is counted and passed over, the buffer is returned all the same.
   std::uint32_t buffer_pfns_max = 16384;
+  /// Where the ring indices begin: 0 for every real driver, another for tests near the wrap.
+  std::uint16_t first_index = 0;
 };
 
 /// What the device did since it was constructed.
@@ -178,7 +180,9 @@ class device {
     for (std::uint16_t i = 0; i < queues.size(); ++i) {
       const auto kind = kind_of(i);
       if (!kind || queues[i].size == 0) continue;
-      if (const auto started = queue_of(*kind).start(memory, queues[i], negotiated); !started)
+      if (const auto started =
+              queue_of(*kind).start(memory, queues[i], negotiated, options_.first_index);
+          !started)
         return failed(started.error());
     }
     memory_ = &memory;

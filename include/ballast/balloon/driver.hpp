@@ -50,6 +50,8 @@ struct driver_options {
   queue_numbering numbering = queue_numbering::by_negotiated;
   /// Without MUST_TELL_HOST: let pages be used before the device returned the deflate buffer.
   bool reuses_before_acknowledged = false;
+  /// Where the ring indices begin: 0 for every real device, another for tests near the wrap.
+  std::uint16_t first_index = 0;
 };
 
 /// The balloon driver.
@@ -76,8 +78,8 @@ class driver {
   static constexpr std::uint64_t memory_bytes =
       3 * ((split::place(0, QueueSize).end + 15) / 16 * 16) + 2 * array_bytes + statistics_bytes;
 
-  /// `base`: 16-aligned, with `memory_bytes` of guest memory behind it that never go into the
-  /// balloon.
+  /// `base`: 16-aligned, with `memory_bytes` of guest memory in one piece behind it that never go
+  /// into the balloon.
   constexpr driver(M& memory, T& transport, P& pages, S& source, guest_address base,
                    const driver_options& options = {}) noexcept
       : memory_(&memory), transport_(&transport), pages_(&pages), source_(&source), base_(base),
@@ -88,10 +90,13 @@ class driver {
 
   /// Resets the device and brings it to DRIVER_OK, with the statistics buffer in place. A balloon
   /// from before is over with the reset: its pages are released.
-  /// Errors: those of `negotiate`, `queue_unavailable`, the queues'; FAILED is set then.
+  /// Errors: the memory's (for `memory_bytes` at `base`), those of `negotiate`; with FAILED set:
+  /// `queue_unavailable`, the queues'.
   constexpr actions start() noexcept {
-    const auto negotiated =
-        negotiate(*transport_, {.device_id = device_id, .supported = options_.accepted, .required = {}});
+    if (const auto own = memory_->window(base_, memory_bytes, 16, access::write); !own)
+      return refused(own.error());
+    const auto negotiated = negotiate(
+        *transport_, {.device_id = device_id, .supported = options_.accepted, .required = {}});
     if (!negotiated) return refused(negotiated.error());
     release_all();
     features_ = *negotiated;
@@ -194,7 +199,9 @@ class driver {
       const auto where = split::place(at, std::bit_floor(max < QueueSize ? max : QueueSize));
       q.data = align16(where.end);
       at = align16(q.data + data_bytes);
-      if (const auto started = q.ring.start(*memory_, where.layout, features_); !started)
+      if (const auto started =
+              q.ring.start(*memory_, where.layout, features_, options_.first_index);
+          !started)
         return started;
       return transport_->set_up_queue(q.index, where.layout);
     };

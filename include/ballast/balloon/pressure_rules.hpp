@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <span>
 
-/// From levels to a finding: the two tables of rules, and how they are read.
+/// The rules: their ids, the two tables, and how a table is read.
 namespace ballast::balloon {
 
 enum class severity : std::uint8_t { none, low, medium, high, critical };
@@ -105,8 +105,7 @@ inline constexpr rule_info rule_table[] = {
 /// The row of a rule; the one of `unknown` for a number that is none.
 [[nodiscard]] constexpr const rule_info& find_rule(rule_id r) noexcept {
   for (const rule_info& row : rule_table)
-    if (row.rule == r)
-      return row;
+    if (row.rule == r) return row;
   return rule_table[0];
 }
 [[nodiscard]] constexpr const char* id(rule_id r) noexcept { return find_rule(r).id; }
@@ -135,66 +134,143 @@ struct cause {
 
 /// "none", "actual" or the name of the statistic; never null.
 [[nodiscard]] constexpr const char* name(const cause& c) noexcept {
-  if (c.what == cause::kind::actual)
-    return "actual";
+  if (c.what == cause::kind::actual) return "actual";
   const statistic_info* row = find_statistic(c.tag);
   return c.what == cause::kind::nothing || row == nullptr ? "none" : row->name;
 }
 
-/// Which levels, or answers, of one input a rule allows.
+/// Which levels, or answers, of one input a rule allows, in one letter.
 struct allowed {
-  std::uint8_t bits = 7;
+  std::uint8_t bits = 0; ///< by the numbers of `activity` or `answer`; 0: no such letter
 
-  /// no: is not allowed; unknown: the input is not known and would decide.
+  /// n, l and h are levels, n and y are answers; - is n or l, + is l or h, * is any.
+  constexpr allowed(char letter = '*') noexcept
+      : bits(letter == 'n'                    ? 1
+             : letter == 'l' || letter == 'y' ? 2
+             : letter == '-'                  ? 3
+             : letter == 'h'                  ? 4
+             : letter == '+'                  ? 6
+             : letter == '*'                  ? 7
+                                              : 0) {}
+
+  /// unknown: the input is not known, and would decide.
   template <class T> [[nodiscard]] constexpr answer test(T input) const noexcept {
-    if (bits == 7)
-      return answer::yes;
-    if (input == T::unknown)
-      return answer::unknown;
+    if (bits == 7) return answer::yes;
+    if (input == T::unknown) return answer::unknown;
     return ((bits >> static_cast<unsigned>(input)) & 1) != 0 ? answer::yes : answer::no;
   }
 };
 
-/// A rule: it holds where every input is one of those allowed.
+/// A rule: it holds where every input is one of those it allows.
 struct pressure_rule {
   rule_id rule;
   severity level;
-  cause because;
-  allowed oom_kills{};
-  allowed alloc_stalls{};
-  allowed async_scans{};
-  allowed direct_scans{};
-  allowed async_reclaims{};
-  allowed direct_reclaims{};
+  cause because; ///< the input that tells the rule from its neighbours
+  allowed oom_kills;
+  allowed alloc_stalls;
+  allowed async_scans;
+  allowed direct_scans;
+  allowed async_reclaims;
+  allowed direct_reclaims;
   allowed deflated_unasked{};
   allowed has_headroom{};
 
-  /// An input known to be not allowed decides, whatever the unknown ones are.
+  /// Whether it holds. An input known not to be allowed decides, whatever the unknown ones are.
   [[nodiscard]] constexpr answer test(const levels& l) const noexcept {
     const answer tests[] = {
-        oom_kills.test(l.oom_kills),           alloc_stalls.test(l.alloc_stalls),
-        async_scans.test(l.async_scans),       direct_scans.test(l.direct_scans),
-        async_reclaims.test(l.async_reclaims), direct_reclaims.test(l.direct_reclaims),
-        deflated_unasked.test(l.deflated_unasked), has_headroom.test(l.has_headroom)};
+        oom_kills.test(l.oom_kills),
+        alloc_stalls.test(l.alloc_stalls),
+        async_scans.test(l.async_scans),
+        direct_scans.test(l.direct_scans),
+        async_reclaims.test(l.async_reclaims),
+        direct_reclaims.test(l.direct_reclaims),
+        deflated_unasked.test(l.deflated_unasked),
+        has_headroom.test(l.has_headroom),
+    };
     answer all = answer::yes;
     for (const answer a : tests) {
-      if (a == answer::no)
-        return a;
-      if (a == answer::unknown)
-        all = a;
+      if (a == answer::no) return a;
+      if (a == answer::unknown) all = a;
     }
     return all;
   }
 };
 
-namespace rule_inputs {
-inline constexpr allowed any{7};
-inline constexpr allowed n{1}, l{2}, h{4}, nl{3}, lh{6}; // none, low, high
-inline constexpr allowed no{1}, yes{2};
-} // namespace rule_inputs
+// clang-format off
 
-/// The five rules that came with the statistics, literally. No two hold at once.
-/// Linux: commit 74c025c5d7e4 ("virtio_balloon: introduce memory scan/reclaim info").
-inline constexpr auto& strict_rules = [] {
-  using namespace rule_inputs;
+/// The five published rules, literally. No two hold at once.
+/// Linux: the message of "virtio_balloon: introduce memory scan/reclaim info".
+inline constexpr pressure_rule strict_rules[] = {
+  //                                                                                              OOM STALL ASCAN DSCAN ARCLM DRCLM
+  {rule_id::strict_oom,                severity::critical, statistic_tag::oom_kills,              'y', '*', '*', '*', '*', '*'},
+  {rule_id::strict_cgroup_stall,       severity::medium,   statistic_tag::alloc_stalls,           'n', 'h', '*', 'l', '*', 'l'},
+  {rule_id::strict_direct_effective,   severity::high,     statistic_tag::direct_reclaims,        'n', 'h', '*', 'h', '*', 'h'},
+  {rule_id::strict_thrash,             severity::critical, statistic_tag::direct_reclaims,        'n', 'h', '*', 'h', '*', 'l'},
+  {rule_id::strict_reclaim_struggling, severity::medium,   statistic_tag::async_reclaims,         'n', 'n', 'h', 'n', 'l', 'n'},
+};
+
+/// The first that holds decides; one always does where all inputs are known. Behind the OOM rules
+/// no two hold at once. The rules without severity want every event ruled out.
+///
+/// An OOM kill with headroom and no stall or direct scan was local (a memory limit of a container).
+/// Stalls with little or no direct scan are large or zone-bound allocations, or khugepaged; memory
+/// limits, which the published rule names, move none of these counters in Linux 6.12.
+inline constexpr pressure_rule total_rules[] = {
+  //                                                                                              OOM STALL ASCAN DSCAN ARCLM DRCLM  deflated, headroom
+  {rule_id::oom_deflate,               severity::critical, cause::kind::actual,                   '*', '*', '*', '*', '*', '*', 'y', '*'},
+  {rule_id::oom_local,                 severity::high,     statistic_tag::oom_kills,              'y', 'n', '*', 'n', '*', '*', '*', 'y'},
+  {rule_id::oom,                       severity::critical, statistic_tag::oom_kills,              'y', '*', '*', '*', '*', '*', '*', '*'},
+  {rule_id::thrash,                    severity::critical, statistic_tag::direct_reclaims,        '*', 'h', '*', 'h', '*', '-', '*', '*'},
+  {rule_id::direct_effective,          severity::high,     statistic_tag::direct_reclaims,        '*', 'h', '*', 'h', '*', 'h', '*', '*'},
+  {rule_id::stall_local,               severity::medium,   statistic_tag::alloc_stalls,           '*', 'h', '*', '-', '*', '*', '*', '*'},
+  {rule_id::thrash_onset,              severity::high,     statistic_tag::direct_reclaims,        '*', 'l', '*', 'h', '*', '-', '*', '*'},
+  {rule_id::direct_effective_rare_stalls, severity::medium, statistic_tag::direct_reclaims,       '*', 'l', '*', 'h', '*', 'h', '*', '*'},
+  {rule_id::direct_mild,               severity::low,      statistic_tag::direct_scans,           '*', 'l', '*', 'l', '*', '*', '*', '*'},
+  {rule_id::stall_rare,                severity::low,      statistic_tag::alloc_stalls,           '*', 'l', '*', 'n', '*', '*', '*', '*'},
+  {rule_id::direct_no_stall,           severity::medium,   statistic_tag::direct_scans,           '*', 'n', '*', 'h', '*', '*', '*', '*'},
+  {rule_id::direct_trace,              severity::low,      statistic_tag::direct_scans,           '*', 'n', '*', 'l', '*', '*', '*', '*'},
+  {rule_id::reclaim_struggling,        severity::medium,   statistic_tag::async_reclaims,         '*', 'n', 'h', 'n', '-', '*', '*', '*'},
+  {rule_id::background_effective,      severity::low,      statistic_tag::async_reclaims,         '*', 'n', 'h', 'n', 'h', '*', '*', '*'},
+  {rule_id::background_light,          severity::none,     statistic_tag::async_scans,            'n', 'n', 'l', 'n', '*', '*', 'n', '*'},
+  {rule_id::idle,                      severity::none,     cause::kind::nothing,                  'n', 'n', 'n', 'n', 'n', 'n', 'n', '*'},
+  {rule_id::reclaim_without_scan,      severity::none,     statistic_tag::async_reclaims,         'n', 'n', 'n', 'n', '+', '*', 'n', '*'},
+  {rule_id::reclaim_without_scan,      severity::none,     statistic_tag::direct_reclaims,        'n', 'n', 'n', 'n', '*', '+', 'n', '*'},
+};
+
+// clang-format on
+
+/// What a table found.
+struct finding {
+  rule_id rule = rule_id::unknown;
+  severity level = severity::none;
+  cause because{};
+  /// A rule before this one was skipped, for want of an input: it might have held too.
+  bool is_partial = false;
+
+  friend constexpr bool operator==(const finding&, const finding&) noexcept = default;
+};
+
+/// The first rule that holds; where none does, `unknown`, partial if one was skipped.
+///
+/// A rule is skipped if an input it needs is unknown and no known one decides it already.
+[[nodiscard]] constexpr finding first_match(std::span<const pressure_rule> rules,
+                                            const levels& l) noexcept {
+  rule_id skipped = rule_id::unknown; // the first one; two rows of one rule stand together
+  for (const pressure_rule& rule : rules) {
+    const answer holds = rule.test(l);
+    if (holds == answer::yes)
+      return {rule.rule, rule.level, rule.because,
+              skipped != rule_id::unknown && skipped != rule.rule};
+    if (holds == answer::unknown && skipped == rule_id::unknown) skipped = rule.rule;
+  }
+  return {rule_id::unknown, severity::none, {}, skipped != rule_id::unknown};
 }
+
+/// Whether processes were killed without any sign of global pressure: the condition of
+/// `rule_id::oom_local`.
+[[nodiscard]] constexpr bool is_oom_local(const levels& l) noexcept {
+  return l.oom_kills == answer::yes && l.alloc_stalls == activity::none &&
+         l.direct_scans == activity::none && l.has_headroom == answer::yes;
+}
+
+} // namespace ballast::balloon

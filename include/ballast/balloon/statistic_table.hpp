@@ -140,11 +140,9 @@ find_statistic(statistic_tag tag,
 find_statistic(std::span<const char> text,
                std::span<const statistic_info> table = statistic_table) noexcept {
   const auto is = [text](const char* name) {
-    if (name == nullptr)
-      return false;
+    if (name == nullptr) return false;
     for (const char c : text)
-      if (*name == '\0' || *name++ != c)
-        return false;
+      if (*name == '\0' || *name++ != c) return false;
     return *name == '\0';
   };
   for (const statistic_info& row : table)
@@ -158,8 +156,7 @@ find_statistic(std::span<const char> text,
 [[nodiscard]] constexpr const statistic_info*
 find_statistic(const char* text, std::span<const statistic_info> table = statistic_table) noexcept {
   std::size_t n = 0;
-  while (text != nullptr && text[n] != '\0')
-    ++n;
+  while (text != nullptr && text[n] != '\0') ++n;
   return find_statistic(std::span(text, n), table);
 }
 
@@ -172,10 +169,8 @@ template <std::size_t Count, std::size_t Size> class statistic_name_list {
                                 const char (&prefix)[N]) noexcept {
     for (std::size_t i = 0; i < Count; ++i) {
       std::size_t to = 0;
-      for (std::size_t from = 0; from + 1 < N; ++from)
-        text_[i][to++] = prefix[from];
-      for (const char* from = table[i].name; *from != '\0'; ++from)
-        text_[i][to++] = *from;
+      for (std::size_t from = 0; from + 1 < N; ++from) text_[i][to++] = prefix[from];
+      for (const char* from = table[i].name; *from != '\0'; ++from) text_[i][to++] = *from;
     }
   }
 
@@ -217,14 +212,11 @@ inline constexpr auto statistic_names = names_with_prefix("");
 write_name(const statistic_info& row, const char* prefix, std::span<char> to) noexcept {
   std::size_t length = 0;
   for (const char* part : {prefix, row.name})
-    for (; *part != '\0'; ++part)
-      ++length;
-  if (length >= to.size())
-    return error::buffer_too_small;
+    for (; *part != '\0'; ++part) ++length;
+  if (length >= to.size()) return error::buffer_too_small;
   std::size_t i = 0;
   for (const char* part : {prefix, row.name})
-    for (; *part != '\0'; ++part)
-      to[i++] = *part;
+    for (; *part != '\0'; ++part) to[i++] = *part;
   to[i] = '\0';
   return length;
 }

@@ -70,8 +70,7 @@ template <std::size_t Count> class basic_snapshot {
   /// Sets a value, or unsets it with `not_reported`. A tag beyond `Count` is kept as a raw pair,
   /// or counted as dropped where `unknown_capacity` others are kept already.
   constexpr void set(statistic_tag tag, std::uint64_t value) noexcept {
-    if (!is_known(tag))
-      return set_unknown(static_cast<std::uint16_t>(tag), value);
+    if (!is_known(tag)) return set_unknown(static_cast<std::uint16_t>(tag), value);
     const std::uint64_t bit = std::uint64_t{1} << index(tag);
     const bool is_set = value != not_reported;
     present_ = is_set ? present_ | bit : present_ & ~bit;
@@ -112,15 +111,13 @@ template <std::size_t Count> class basic_snapshot {
 
   constexpr void set_unknown(std::uint16_t tag, std::uint64_t value) noexcept {
     std::size_t i = 0;
-    while (i < unknown_count_ && unknown_[i].tag != tag)
-      ++i;
+    while (i < unknown_count_ && unknown_[i].tag != tag) ++i;
     if (i == unknown_capacity) {
       ++unknown_dropped_;
       return;
     }
     unknown_[i] = {tag, value};
-    if (i == unknown_count_)
-      ++unknown_count_;
+    if (i == unknown_count_) ++unknown_count_;
   }
 
   std::uint64_t present_ = 0;
@@ -135,10 +132,10 @@ static_assert(std::is_trivially_copyable_v<snapshot>);
 
 /// What a buffer held. None of it is an error: a device ignores what it does not know.
 struct parse_report {
-  std::uint32_t entries = 0;        ///< whole entries, known or not, without fillers
-  std::uint32_t unknown = 0;        ///< of these, the ones with an unknown tag
-  std::uint32_t duplicates = 0;     ///< of these, the ones whose tag came before; the last counts
-  std::uint32_t fillers = 0;        ///< all bits set: what Windows sends before it has values
+  std::uint32_t entries = 0;    ///< whole entries, known or not, without fillers
+  std::uint32_t unknown = 0;    ///< of these, the ones with an unknown tag
+  std::uint32_t duplicates = 0; ///< of these, the ones whose tag is there already; the last counts
+  std::uint32_t fillers = 0;    ///< all bits set: what Windows sends before it has values
   std::uint64_t trailing_bytes = 0; ///< at the end: less than an entry, or beyond the limit
 
   friend constexpr bool operator==(const parse_report&, const parse_report&) noexcept = default;
@@ -238,14 +235,12 @@ template <std::endian E> class statistics_writer {
 
   /// Appends an entry; false where there is no room for a whole one, and then nothing is written.
   [[nodiscard]] constexpr bool add(statistic_tag tag, std::uint64_t value) noexcept {
-    if (to_.size() - written_ < sizeof(statistic<E>))
-      return false;
+    if (to_.size() - written_ < sizeof(statistic<E>)) return false;
     struct raw_entry {
       std::byte at[sizeof(statistic<E>)];
     };
     const auto raw = std::bit_cast<raw_entry>(statistic<E>{static_cast<std::uint16_t>(tag), value});
-    for (const std::byte b : raw.at)
-      to_[written_++] = b;
+    for (const std::byte b : raw.at) to_[written_++] = b;
     return true;
   }
 

@@ -114,7 +114,7 @@ class feature_set {
   /// The highest bit of the set; -1 if it is empty.
   [[nodiscard]] constexpr int highest() const noexcept {
     for (unsigned i = word_count; i-- > 0;)
-      if (words_[i] != 0) return static_cast<int>(64 * i) + std::bit_width(words_[i]) - 1;
+      if (words_[i] != 0) return static_cast<int>(64 * i) + 63 - std::countl_zero(words_[i]);
     return -1;
   }
   [[nodiscard]] constexpr bool is_subset_of(const feature_set& other) const noexcept {

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+
+#include <ballast/memory/guest_memory.hpp>
+#include <ballast/memory/mapped_memory.hpp>
+#include <ballast/virtio/features.hpp>
+#include <ballast/virtqueue/chain.hpp>
+#include <ballast/virtqueue/layout.hpp>
+#include <ballast/virtqueue/split_device.hpp>
+#include <ballast/virtqueue/split_driver.hpp>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+/// What the ring benches measure: the way of a buffer of 64 bytes to the device and back.
+namespace bench {
+
+inline constexpr std::uint32_t queue_size = 256;
+inline constexpr std::uint32_t buffer_bytes = 64;
+
+/// Keeps `value`, and all that lies in memory, from being optimised away: between two steps it also
+/// keeps the compiler from merging what two programs would do.
+template <class T> void keep(const T& value) { asm volatile("" ::"r"(&value) : "memory"); }
+
+/// A guest with two regions and a hole between them, as a VMM maps it: the ring lies in the low
+/// one, half of the buffers in each.
+struct two_regions {
+  static constexpr ballast::guest_address low = 0x10'0000, high = 0x1'0000'0000;
+  static constexpr std::uint32_t ring_bytes = 0x2000;
+  static constexpr std::uint32_t region_bytes = ring_bytes + queue_size * buffer_bytes;
+
+  two_regions() noexcept {
+    for (std::uint32_t i = 0; i < queue_size; ++i)
+      buffers[i] = {(i < queue_size / 2 ? low : high) + ring_bytes + i * buffer_bytes,
+                    buffer_bytes};
+  }
+  two_regions(const two_regions&) = delete;
+  two_regions& operator=(const two_regions&) = delete;
+
+  [[nodiscard]] static constexpr ballast::queue_layout layout() noexcept {
+    return ballast::split::place(low, queue_size).layout;
+  }
+  [[nodiscard]] static constexpr ballast::feature_set features() noexcept {
+    return {ballast::feature::version_1, ballast::feature::event_idx};
+  }
+
+  alignas(4096) std::byte low_bytes[region_bytes]{};
+  alignas(4096) std::byte high_bytes[region_bytes]{};
+  ballast::memory_region regions[2] = {{low, low_bytes, region_bytes},
+                                       {high, high_bytes, region_bytes}};
+  ballast::buffer buffers[queue_size];
+};
+
+/// The driver of the ring. Apart from the device's memory by a cache line, since both may run at once.
+class alignas(128) driver_side {
+ public:
+  explicit driver_side(two_regions& guest) noexcept
+      : buffers_(guest.buffers), memory_(*ballast::mapped_memory::over(guest.regions)) {
+    if (!queue_.start(memory_, two_regions::layout(), two_regions::features())) ++failures;
+  }
+
+  /// Adds `batch` buffers that the device reads, and publishes them.
+  void add(std::uint32_t batch) noexcept {
+    std::uint32_t n = next_;
+    for (const std::uint32_t end = n + batch; n != end; ++n)
+      if (!queue_.add(buffers_.subspan(n % queue_size, 1), {}, n)) ++failures;
+    next_ = n;
+    queue_.publish();
+  }
+
+  /// Takes back up to `batch` buffers. How many there were.
+  std::uint32_t reclaim(std::uint32_t batch) noexcept {
+    std::uint64_t sum = sum_;
+    std::uint32_t done = 0;
+    for (; done != batch; ++done) {
+      const auto used = queue_.pop_used();
+      if (!used) break;
+      sum += used->token + used->length;
+    }
+    sum_ = sum;
+    return done;
+  }
+
+  void ask_whether_to_notify() noexcept { notifications += queue_.should_notify(); }
+  [[nodiscard]] std::uint32_t room() const noexcept { return queue_.free_descriptors(); }
+
+  std::uint64_t notifications = 0;
+  std::uint64_t failures = 0; ///< anything that a bench should not see
+
+ private:
+  std::span<const ballast::buffer> buffers_;
+  ballast::mapped_memory memory_;
+  std::array<ballast::driver_slot, queue_size> slots_;
+  ballast::split_driver<ballast::mapped_memory> queue_{slots_};
+  std::uint32_t next_ = 0;
+  std::uint64_t sum_ = 0; // of what came back, so that it is looked at
+};
+
+/// What the device does with a buffer: takes it as it stands in the descriptor, or looks up where
+/// it lies.
+enum class access_by { address, pointer };
+
+/// The device of the ring.
+template <access_by By> class alignas(128) device_side {
+ public:
+  explicit device_side(two_regions& guest) noexcept
+      : memory_(*ballast::mapped_memory::over(guest.regions)) {
+    if (!queue_.start(memory_, two_regions::layout(), two_regions::features())) ++failures;
+  }
+
+  /// Takes up to `batch` buffers, returns and publishes them. How many there were.
+  std::uint32_t consume(std::uint32_t batch) noexcept {
+    std::uint64_t sum = sum_;
+    const auto done = queue_.consume(batch, [&](const ballast::chain& c) noexcept {
+      for (const ballast::buffer& b : c.readable()) {
+        if constexpr (By == access_by::pointer) {
+          const auto at = memory_.segment(b.address, b.length, ballast::access::read);
+          if (at.size != b.length) ++failures;
+          sum += reinterpret_cast<std::uintptr_t>(at.data);
+        } else {
+          sum += b.address + b.length;
+        }
+      }
+      return ballast::used(c.id().head);
+    });
+    sum_ = sum;
+    queue_.publish();
+    if (!done) ++failures;
+    return (*done).chains;
+  }
+
+  void ask_whether_to_notify() noexcept { notifications += queue_.should_notify(); }
+
+  std::uint64_t notifications = 0;
+  std::uint64_t failures = 0;
+
+ private:
+  ballast::mapped_memory memory_;
+  ballast::device_queue_storage<queue_size> storage_;
+  ballast::split_device<ballast::mapped_memory> queue_{storage_};
+  std::uint64_t sum_ = 0;
+};
+
+/// `batch` buffers from the driver to the device and back, in one thread; each side asks once
+/// whether to notify.
+template <access_by By>
+void round_trip(driver_side& driver, device_side<By>& device, std::uint32_t batch) noexcept {
+  driver.add(batch);
+  driver.ask_whether_to_notify();
+  keep(driver);
+  if (device.consume(batch) != batch) ++device.failures;
+  device.ask_whether_to_notify();
+  keep(device);
+  if (driver.reclaim(batch) != batch) ++driver.failures;
+  keep(driver);
+}
+
+} // namespace bench
