@@ -114,14 +114,17 @@ template <access_by By> class alignas(128) device_side {
   std::uint32_t consume(std::uint32_t batch) noexcept {
     std::uint64_t sum = sum_;
     const auto done = queue_.consume(batch, [&](const ballast::chain& c) noexcept {
-      for (const ballast::buffer& b : c.readable()) {
-        if constexpr (By == access_by::pointer) {
-          const auto at = memory_.segment(b.address, b.length, ballast::access::read);
-          if (at.size != b.length) ++failures;
-          sum += reinterpret_cast<std::uintptr_t>(at.data);
-        } else {
-          sum += b.address + b.length;
-        }
+      if (c.readable().size() != 1) {
+        ++failures;
+        return ballast::keep();
+      }
+      const ballast::buffer& b = c.readable().front();
+      if constexpr (By == access_by::pointer) {
+        const auto at = memory_.segment(b.address, b.length, ballast::access::read);
+        if (at.size != b.length) ++failures;
+        sum += reinterpret_cast<std::uintptr_t>(at.data);
+      } else {
+        sum += b.address + b.length;
       }
       return ballast::used(c.id().head);
     });

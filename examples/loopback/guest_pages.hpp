@@ -15,10 +15,10 @@ namespace loopback {
 
 /// What the guest found out about its pages, in the end.
 struct page_check {
-  std::uint64_t damaged = 0;  ///< never in the balloon, but the contents changed
-  std::uint64_t kept = 0;     ///< were in the balloon, but the host did not take the memory away
-  std::uint64_t unusable = 0; ///< came back, but don't hold what is written to them
-  std::uint64_t missing = 0;  ///< went into the balloon and did not come back
+  std::uint64_t damaged = 0;   ///< never in the balloon, but the contents changed
+  std::uint64_t kept = 0;      ///< were in the balloon, but the host did not take the memory away
+  std::uint64_t unusable = 0;  ///< came back, but don't hold what is written to them
+  std::uint64_t missing = 0;   ///< went into the balloon and did not come back
   std::uint64_t misplaced = 0; ///< released without having been taken, or twice
 
   [[nodiscard]] bool is_good() const noexcept {

@@ -275,7 +275,9 @@ constexpr auto deflations = [](auto check) {
   check(fell(1000, 744, 1000, 1000, false) == answer::no);
   check(fell(1000, 1000, 1000, 1000) == answer::no);
   check(fell(1000, 744, 1000, 744) == answer::no);
-  check(fell(1000, 744, 1000, 500) == answer::no); // on its way down
+  check(fell(1000, 744, 500, 500) == answer::no); // on its way down
+  check(fell(1000, 744, 744, 744) == answer::no);
+  check(fell(1000, 744, 1000, 500) == answer::no);
   check(fell(1000, 744, 1000, 800) == answer::no); // a lower target, overshot
   check(fell(744, 1000, 2000, 2000) == answer::no);
 };

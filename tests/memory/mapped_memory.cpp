@@ -22,17 +22,17 @@ static_assert(std::is_trivially_copyable_v<mapped_memory>);
 static_assert(sizeof(mapped_memory::window_type) == sizeof(void*));
 
 constexpr std::uint64_t most = UINT64_MAX;
+constexpr guest_address top = most - 15; // the end of the last region
 
 // Five regions: `low` and `next` adjoin in the guest and lie apart in the host, `rom` adjoins
-// `next` and cannot be written, a hole follows, then `high`, and `last` at the end of the address
-// space.
+// `next` and cannot be written, a hole follows, then `high`, and `last` 16 bytes below 2^64.
 struct machine {
   alignas(16) std::byte bytes[5][64]{};
   memory_region regions[5] = {{0x1000, bytes[3], 64},
                               {0x1040, bytes[1], 64},
                               {0x1080, bytes[4], 64, false},
                               {0x100000000, bytes[0], 64},
-                              {most - 63 - 16, bytes[2], 64}};
+                              {top - 64, bytes[2], 64}};
   std::byte* low = bytes[3];
   std::byte* next = bytes[1];
   std::byte* rom = bytes[4];
@@ -95,7 +95,7 @@ TEST_CASE("RT-14: regions that wrap or have no host memory are refused") {
   const auto refusal = [&](memory_region r) {
     return mapped_memory::over(std::span<const memory_region>(&r, 1)).error();
   };
-  CHECK(refusal({most - 63 - 16, bytes, 64}) == error::none);
+  CHECK(refusal({top - 64, bytes, 64}) == error::none);
   CHECK(refusal({most - 63, bytes, 64}) == error::region_misplaced); // its end would be 2^64
   CHECK(refusal({most - 47, bytes, 64}) == error::region_misplaced);
   CHECK(refusal({0x1000, bytes, most}) == error::region_misplaced);
@@ -142,10 +142,10 @@ TEST_CASE("RT-14: a window lies in one region or is refused") {
   refused(0x100000040, 1);
   refused(0x100000000, most);
   refused(most, 1);
-  refused(most - 16, 1);
-  refused(most - 17, 2);
-  refused(most - 17, 18 + 0x1001); // wraps into `low`
-  CHECK(m.ram.window(most - 17, 1, 1, access::read).has_value());
+  refused(top, 1);
+  refused(top - 1, 2);
+  refused(top - 1, 17 + 0x1001); // wraps into `low`
+  CHECK(m.ram.window(top - 1, 1, 1, access::read).has_value());
 }
 
 TEST_CASE("RT-20: a ring of which only the event word lies in the next region is refused") {
@@ -212,8 +212,8 @@ TEST_CASE("RT-14: a segment is the longest piece within one region") {
   is(0x10c0, 1, nullptr, 0);
   is(0xfff, 2, nullptr, 0);
   is(0x100000000, 0x100000000, m.high, 64);
-  is(most - 17, 17, m.last + 62, 2);
-  is(most - 17, 18, nullptr, 0); // the range wraps
+  is(top - 2, 17, m.last + 62, 2);
+  is(top - 2, 18, nullptr, 0); // the range wraps
   is(0x1001, most - 0x1000, nullptr, 0);
   is(0x1001, most - 0x1001, m.low + 1, 63);
   is(most, 1, nullptr, 0);
@@ -251,8 +251,8 @@ TEST_CASE("RT-14: a copy of which one byte is no memory copies nothing") {
   refused(0x10c0, 1);
   refused(0xffffffff, 2);
   refused(0x10000003f, 2);
-  refused(most - 17, 18);
-  refused(most - 17, 100);
+  refused(top - 1, 2);
+  refused(top - 1, 100);
   refused(most, 1);
   refused(0, 16);
 }
@@ -283,8 +283,8 @@ TEST_CASE("memory without regions is no memory") {
 
 TEST_CASE("the region remembered from the last access never changes an answer") {
   machine m;
-  const guest_address probes[] = {0xfff,  0x1000, 0x103f,      0x1040,      0x107f,    0x1080,
-                                  0x10bf, 0x10c0, 0x100000000, 0x100000040, most - 17, most};
+  const guest_address probes[] = {0xfff,  0x1000, 0x103f,      0x1040,      0x107f,  0x1080,
+                                  0x10bf, 0x10c0, 0x100000000, 0x100000040, top - 1, most};
   for (const guest_address before : probes)
     for (const guest_address probe : probes)
       for (const ballast::access kind : {access::read, access::write})

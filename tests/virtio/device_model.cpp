@@ -59,80 +59,80 @@ constexpr bool rejected = std::derived_from<D, complete> && !device_model<D, mem
 
 namespace missing {
 // clang-format off
-struct device_id : complete { u32 device_id() const noexcept = delete; };
+struct id : complete { u32 device_id() const noexcept = delete; };
 struct offered : complete { feature_set offered_features() const noexcept = delete; };
 struct check : complete { result<void> check_features(const feature_set&) const noexcept = delete; };
 struct count : complete { u16 queue_count() const noexcept = delete; };
 struct size_max : complete { u32 queue_size_max(u16) const noexcept = delete; };
-struct config_size : complete { u32 config_size() const noexcept = delete; };
+struct size : complete { u32 config_size() const noexcept = delete; };
 struct read : complete { result<void> read_config(u32, bytes) const noexcept = delete; };
 struct generation : complete { u32 config_generation() const noexcept = delete; };
 struct write : complete { actions write_config(u32, const_bytes) noexcept = delete; };
-struct activate : complete { actions activate(const feature_set&, layouts, memory&) noexcept = delete; };
-struct process : complete { actions process(u16, u32) noexcept = delete; };
-struct reset : complete { void reset() noexcept = delete; };
+struct activation : complete { actions activate(const feature_set&, layouts, memory&) noexcept = delete; };
+struct processing : complete { actions process(u16, u32) noexcept = delete; };
+struct resetting : complete { void reset() noexcept = delete; };
 // clang-format on
-static_assert(rejected<device_id> && rejected<offered> && rejected<check> && rejected<count>);
-static_assert(rejected<size_max> && rejected<config_size> && rejected<read>);
-static_assert(rejected<generation> && rejected<write> && rejected<activate>);
-static_assert(rejected<process> && rejected<reset>);
+static_assert(rejected<id> && rejected<offered> && rejected<check> && rejected<count>);
+static_assert(rejected<size_max> && rejected<size> && rejected<read>);
+static_assert(rejected<generation> && rejected<write> && rejected<activation>);
+static_assert(rejected<processing> && rejected<resetting>);
 } // namespace missing
 
 namespace other_result {
 // clang-format off
-struct device_id : complete { int device_id() const noexcept { return 1; } };
+struct id : complete { int device_id() const noexcept { return 1; } };
 struct offered : complete { std::uint64_t offered_features() const noexcept { return 0; } };
 struct check : complete { bool check_features(const feature_set&) const noexcept { return true; } };
 struct count : complete { u32 queue_count() const noexcept { return 1; } };
 struct size_max : complete { u16 queue_size_max(u16) const noexcept { return 8; } };
-struct config_size : complete { std::size_t config_size() const noexcept { return 0; } };
+struct size : complete { std::size_t config_size() const noexcept { return 0; } };
 struct read : complete { bool read_config(u32, bytes) const noexcept { return true; } };
 struct generation : complete { std::uint8_t config_generation() const noexcept { return 0; } };
 struct write : complete { void write_config(u32, const_bytes) noexcept {} };
-struct activate : complete { void activate(const feature_set&, layouts, memory&) noexcept {} };
-struct process : complete { result<void> process(u16, u32) noexcept { return {}; } };
-struct reset : complete { actions reset() noexcept { return {}; } };
+struct activation : complete { void activate(const feature_set&, layouts, memory&) noexcept {} };
+struct processing : complete { result<void> process(u16, u32) noexcept { return {}; } };
+struct resetting : complete { actions reset() noexcept { return {}; } };
 // clang-format on
-static_assert(rejected<device_id> && rejected<offered> && rejected<check> && rejected<count>);
-static_assert(rejected<size_max> && rejected<config_size> && rejected<read>);
-static_assert(rejected<generation> && rejected<write> && rejected<activate>);
-static_assert(rejected<process> && rejected<reset>);
+static_assert(rejected<id> && rejected<offered> && rejected<check> && rejected<count>);
+static_assert(rejected<size_max> && rejected<size> && rejected<read>);
+static_assert(rejected<generation> && rejected<write> && rejected<activation>);
+static_assert(rejected<processing> && rejected<resetting>);
 } // namespace other_result
 
 namespace may_throw {
 // clang-format off
-struct device_id : complete { u32 device_id() const { return 1; } };
+struct id : complete { u32 device_id() const { return 1; } };
 struct offered : complete { feature_set offered_features() const { return {}; } };
 struct check : complete { result<void> check_features(const feature_set&) const { return {}; } };
 struct count : complete { u16 queue_count() const { return 1; } };
 struct size_max : complete { u32 queue_size_max(u16) const { return 8; } };
-struct config_size : complete { u32 config_size() const { return 0; } };
+struct size : complete { u32 config_size() const { return 0; } };
 struct read : complete { result<void> read_config(u32, bytes) const { return {}; } };
 struct generation : complete { u32 config_generation() const { return 0; } };
 struct write : complete { actions write_config(u32, const_bytes) { return {}; } };
-struct activate : complete { actions activate(const feature_set&, layouts, memory&) { return {}; } };
-struct process : complete { actions process(u16, u32) { return {}; } };
-struct reset : complete { void reset() {} };
+struct activation : complete { actions activate(const feature_set&, layouts, memory&) { return {}; } };
+struct processing : complete { actions process(u16, u32) { return {}; } };
+struct resetting : complete { void reset() {} };
 // clang-format on
-static_assert(rejected<device_id> && rejected<offered> && rejected<check> && rejected<count>);
-static_assert(rejected<size_max> && rejected<config_size> && rejected<read>);
-static_assert(rejected<generation> && rejected<write> && rejected<activate>);
-static_assert(rejected<process> && rejected<reset>);
+static_assert(rejected<id> && rejected<offered> && rejected<check> && rejected<count>);
+static_assert(rejected<size_max> && rejected<size> && rejected<read>);
+static_assert(rejected<generation> && rejected<write> && rejected<activation>);
+static_assert(rejected<processing> && rejected<resetting>);
 } // namespace may_throw
 
 namespace not_const {
 // clang-format off
-struct device_id : complete { u32 device_id() noexcept { return 1; } };
+struct id : complete { u32 device_id() noexcept { return 1; } };
 struct offered : complete { feature_set offered_features() noexcept { return {}; } };
 struct check : complete { result<void> check_features(const feature_set&) noexcept { return {}; } };
 struct count : complete { u16 queue_count() noexcept { return 1; } };
 struct size_max : complete { u32 queue_size_max(u16) noexcept { return 8; } };
-struct config_size : complete { u32 config_size() noexcept { return 0; } };
+struct size : complete { u32 config_size() noexcept { return 0; } };
 struct read : complete { result<void> read_config(u32, bytes) noexcept { return {}; } };
 struct generation : complete { u32 config_generation() noexcept { return 0; } };
 // clang-format on
-static_assert(rejected<device_id> && rejected<offered> && rejected<check> && rejected<count>);
-static_assert(rejected<size_max> && rejected<config_size> && rejected<read>);
+static_assert(rejected<id> && rejected<offered> && rejected<check> && rejected<count>);
+static_assert(rejected<size_max> && rejected<size> && rejected<read>);
 static_assert(rejected<generation>);
 } // namespace not_const
 

@@ -18,7 +18,7 @@ struct driver_requirements {
   feature_set supported; ///< what the driver can work with; undefined bits are never accepted
   feature_set required;  ///< what it can't do without
   std::span<const feature_dependency> dependencies = ring_feature_dependencies;
-  std::uint32_t reset_attempts = 1'000'000; ///< reads of the status until the device must be reset
+  std::uint32_t reset_attempts = 1'000'000; ///< reads of the status until it is to be 0
 };
 
 /// Sets FAILED: the driver gives the device up until it resets it. Spec: "Device Status Field".
