@@ -67,19 +67,16 @@ int main(int count, char** arguments) {
   const char* mode = arguments[1];
   const std::uint64_t rounds = std::strtoull(arguments[2], nullptr, 10);
   const auto batch = static_cast<std::uint32_t>(std::strtoul(arguments[3], nullptr, 10));
-  bool is_good = batch >= 1 && batch <= queue_size;
-  if (!is_good)
-    ;
-  else if (std::strcmp(mode, "split") == 0)
+  bool is_good = false;
+  const bool is_batch = batch >= 1 && batch <= queue_size;
+  if (is_batch && std::strcmp(mode, "split") == 0)
     is_good = run_split<access_by::address>(rounds, batch);
-  else if (std::strcmp(mode, "split-resolved") == 0)
+  else if (is_batch && std::strcmp(mode, "split-resolved") == 0)
     is_good = run_split<access_by::pointer>(rounds, batch);
-  else if (std::strcmp(mode, "device") == 0)
+  else if (is_batch && std::strcmp(mode, "device") == 0)
     is_good = run_device<access_by::address>(rounds, batch);
-  else if (std::strcmp(mode, "device-resolved") == 0)
+  else if (is_batch && std::strcmp(mode, "device-resolved") == 0)
     is_good = run_device<access_by::pointer>(rounds, batch);
-  else
-    is_good = false;
   if (!is_good) std::fputs("a round went wrong, or there is no such MODE or BATCH\n", stderr);
   return is_good ? 0 : 1;
 }

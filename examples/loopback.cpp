@@ -4,6 +4,7 @@
 // path, with real pages, a real virtqueue between two threads, and real statistics. --help explains
 // the options; the parts are in loopback/.
 
+#include "loopback/doorbell.hpp"
 #include "loopback/guest.hpp"
 #include "loopback/guest_pages.hpp"
 #include "loopback/guest_ram.hpp"
@@ -12,6 +13,7 @@
 #include "loopback/options.hpp"
 #include "loopback/progress.hpp"
 #include "loopback/report.hpp"
+#include "loopback/signals.hpp"
 #include "loopback/text.hpp"
 #include "loopback/vmm.hpp"
 
@@ -146,17 +148,26 @@ int run(const options& chosen) {
 
   complaints wrong;
   report found{.memory_bytes = chosen.memory, .target_bytes = chosen.target};
-  found.resident_before = resident_bytes(ram).value_or(0);
+  doorbells bells;
+  signals inbox;
+  const auto before = resident_bytes(ram);
+  wrong.add_if(!bells.are_open() || !inbox.is_open(), "no eventfd or signalfd to be had");
+  wrong.add_if(!before, "no Rss of the guest's memory in /proc/self/smaps");
+  if (!wrong.are_none()) return 1;
+  found.resident_before = before.value_or(0);
+
+  bool is_complete = false;
   int signal = 0;
   {
-    machine both(ram, pages);
-    const bool is_complete = exercise(both, ram, chosen, found, wrong);
+    machine both(ram, pages, bells, inbox);
+    is_complete = exercise(both, ram, chosen, found, wrong);
     signal = both.signal();
-    if (!is_complete && signal == 0) return 1;
   }
-  // The guest's memory is whole again: now end the way the signal wanted it.
-  if (signal != 0) return std::raise(signal);
+  // The guest has its memory back: now end the way the signal wanted it.
+  if (signal != 0) std::raise(signal);
+  if (!is_complete) return 1;
 
+  inbox.let_through();
   check_pages(pages.check(), wrong);
   if (!wrong.are_none()) return 1;
   std::FILE* const out = chosen.is_json ? stderr : stdout;

@@ -20,10 +20,6 @@ struct page_check {
   std::uint64_t unusable = 0;  ///< came back, but don't hold what is written to them
   std::uint64_t missing = 0;   ///< went into the balloon and did not come back
   std::uint64_t misplaced = 0; ///< released without having been taken, or twice
-
-  [[nodiscard]] bool is_good() const noexcept {
-    return damaged + kept + unusable + missing + misplaced == 0;
-  }
 };
 
 /// The guest's page allocator, as far as the balloon needs one: the driver's `page_source`.

@@ -69,7 +69,7 @@ struct memory_bound {
   std::optional<std::uint64_t> sum;
   bool is_guest = false;
   for (std::string line; std::getline(file, line);) {
-    std::uintptr_t from = 0, to = 0, kib = 0;
+    unsigned long from = 0, to = 0, kib = 0;
     if (std::sscanf(line.c_str(), "%lx-%lx ", &from, &to) == 2)
       is_guest = from >= begin && to <= end;
     else if (is_guest && std::sscanf(line.c_str(), "Rss: %lu kB", &kib) == 1)

@@ -23,11 +23,11 @@ namespace loopback {
 /// A VMM and its guest while both run, each on its thread; this one is the VMM's.
 class machine {
  public:
-  machine(guest_ram& ram, guest_pages& pages)
-      : vmm_(ram, bells_, signals_.fd()), guest_(ram, vmm_.driver_side(), pages, bells_),
-        thread_([this] { guest_.run(); }) {}
+  machine(guest_ram& ram, guest_pages& pages, doorbells& bells, signals& inbox)
+      : bells_(&bells), signals_(&inbox), vmm_(ram, bells, inbox.fd()),
+        guest_(ram, vmm_.driver_side(), pages, bells), thread_([this] { guest_.run(); }) {}
   ~machine() {
-    bells_.stop.ring();
+    bells_->stop.ring();
     thread_.join();
   }
   machine(const machine&) = delete;
@@ -35,7 +35,6 @@ class machine {
 
   /// Until the driver is ready.
   ending start() {
-    if (!bells_.are_open() || !signals_.is_open()) return ending::failed;
     return vmm_.serve_until([&] { return vmm_.is_driver_ready(); });
   }
 
@@ -65,8 +64,8 @@ class machine {
 
   /// Gives the guest all of its memory back, because a signal asked to end.
   void interrupt() {
-    signal_ = signals_.take();
-    signals_.let_through(); // a second one does not wait
+    signal_ = signals_->take();
+    signals_->let_through(); // a second one does not wait
     (void)resize(0, [](std::uint32_t) {});
   }
   /// The number of that signal, or 0.
@@ -74,19 +73,18 @@ class machine {
 
   /// Why it did not end with `ending::done`.
   [[nodiscard]] std::string reason(ending e) {
-    if (!bells_.are_open() || !signals_.is_open()) return "no eventfd or signalfd to be had";
-    if (e == ending::interrupted) return "interrupted; the balloon is empty again";
+    const std::string size = std::to_string(vmm_.actual()) + " pages in the balloon";
+    if (e == ending::interrupted) return "interrupted; now there are " + size;
     if (e == ending::nothing_happened)
-      return "lost notification: nothing happened for 10 s, with " + std::to_string(vmm_.actual()) +
-             " pages in the balloon";
+      return "lost notification: nothing happened for 10 s, with " + size;
     if (vmm_.failure() != ballast::error::none)
       return std::string("the device failed: ") + name(vmm_.failure());
     return std::string("the driver failed: ") + name(guest_.failure());
   }
 
  private:
-  doorbells bells_;
-  signals signals_; // before the thread: it inherits what is blocked
+  doorbells* bells_;
+  signals* signals_;
   vmm vmm_;
   guest guest_;
   int signal_ = 0;

@@ -7,13 +7,17 @@
 
 namespace loopback {
 
-/// Keeps SIGINT and SIGTERM from ending the program, as a descriptor to poll instead.
+/// Keeps SIGINT and SIGTERM from ending the program, as a descriptor to poll instead. Threads that
+/// are started later inherit that.
 class signals {
  public:
   signals() noexcept {
     sigemptyset(&held_);
-    sigaddset(&held_, SIGINT);
-    sigaddset(&held_, SIGTERM);
+    for (const int number : {SIGINT, SIGTERM}) {
+      struct sigaction now{};
+      sigaction(number, nullptr, &now);
+      if (now.sa_handler != SIG_IGN) sigaddset(&held_, number); // as under nohup
+    }
     pthread_sigmask(SIG_BLOCK, &held_, nullptr);
     fd_ = signalfd(-1, &held_, SFD_CLOEXEC);
   }

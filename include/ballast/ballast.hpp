@@ -5,8 +5,12 @@
 // and stays outside.
 // IWYU pragma: begin_exports
 #include <ballast/balloon/device.hpp>
+#include <ballast/balloon/driver.hpp>
 #include <ballast/balloon/page_ranges.hpp>
+#include <ballast/balloon/pressure.hpp>
+#include <ballast/balloon/pressure_degraded.hpp>
 #include <ballast/balloon/pressure_levels.hpp>
+#include <ballast/balloon/pressure_rules.hpp>
 #include <ballast/balloon/protocol.hpp>
 #include <ballast/balloon/statistic_table.hpp>
 #include <ballast/balloon/statistics.hpp>

@@ -16,23 +16,21 @@ format() {
     sed -n 's/:.* error: .*/ is not formatted/p' | sort -u
 }
 
-# tidy NAME OPTION...: reads a source from standard input.
+# tidy HEADER_FILTER SOURCE
 tidy() {
-  local source=.build/tidy/$1
-  shift
-  mkdir -p .build/tidy
-  cat > "$source"
-  clang-tidy-19 --quiet "$@" "$source" -- -std=c++20 -Iinclude 2> /dev/null | grep ' error: '
+  clang-tidy-19 --quiet --header-filter="$1" "$2" -- -std=c++20 -Iinclude 2> /dev/null | grep ' error: '
   [ "${PIPESTATUS[0]}" -eq 0 ]
 }
 
 tidy_headers() {
-  all_headers | sed 's|.*|#include <ballast/&>|' | tidy headers.cpp --header-filter='include/ballast/'
+  mkdir -p .build/tidy
+  all_headers | sed 's|.*|#include <ballast/&>|' > .build/tidy/headers.cpp
+  tidy include/ballast/ .build/tidy/headers.cpp
 }
 
 check "clang-format" format
 check "clang-tidy: headers" tidy_headers
 for source in examples/*.cpp; do
-  check "clang-tidy: $source" tidy "$(basename "$source")" < "$source"
+  check "clang-tidy: $source" tidy /examples/ "$source"
 done
 [ "$failed" -eq 0 ]

@@ -26,29 +26,31 @@ class direct_memory {
     explicit window_type(std::byte* start) noexcept : start_(start) {}
 
     template <wire_integer T> [[nodiscard]] T load(std::uint32_t offset, order o) const noexcept {
-      const auto* at = reinterpret_cast<const cell<T>*>(start_ + offset);
-      if (o == order::acquire) return __atomic_load_n(at, __ATOMIC_ACQUIRE);
-      if (is_race_checked && o == order::plain) return *at;
-      return __atomic_load_n(at, __ATOMIC_RELAXED);
+      const auto& at = *reinterpret_cast<const cell<T>*>(start_ + offset);
+      if (o == order::acquire) return __atomic_load_n(&at.value, __ATOMIC_ACQUIRE);
+      if (is_race_checked && o == order::plain) return at.value;
+      return __atomic_load_n(&at.value, __ATOMIC_RELAXED);
     }
 
     template <wire_integer T> void store(std::uint32_t offset, T value, order o) noexcept {
-      auto* at = reinterpret_cast<cell<T>*>(start_ + offset);
+      auto& at = *reinterpret_cast<cell<T>*>(start_ + offset);
       if (o == order::release)
-        __atomic_store_n(at, value, __ATOMIC_RELEASE);
+        __atomic_store_n(&at.value, value, __ATOMIC_RELEASE);
       else if (is_race_checked && o == order::plain)
-        *at = value;
+        at.value = value;
       else
-        __atomic_store_n(at, value, __ATOMIC_RELAXED);
+        __atomic_store_n(&at.value, value, __ATOMIC_RELAXED);
     }
 
    private:
     static_assert(__atomic_always_lock_free(8, nullptr),
                   "ring words need lock-free 64-bit atomics");
 
-    // Pages that were something else a moment ago become rings; and 32-bit targets align a 64-bit
-    // integer to 4 where the window's alignment is 8.
-    template <class T> using cell [[gnu::may_alias, gnu::aligned(sizeof(T))]] = T;
+    // Pages that were something else a moment ago become rings; and a 64-bit integer of a 32-bit
+    // target is aligned to 4 only, where the window's is to 8.
+    template <class T> struct [[gnu::may_alias]] cell {
+      alignas(sizeof(T)) T value;
+    };
 
     std::byte* start_ = nullptr;
   };

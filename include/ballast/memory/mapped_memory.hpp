@@ -117,9 +117,10 @@ class mapped_memory {
     if (!covers(address, to.size(), access::read)) return false;
     while (!to.empty()) {
       const memory_segment from = segment(address, to.size(), access::read);
-      std::memcpy(to.data(), from.data, from.size);
-      address += from.size;
-      to = to.subspan(from.size);
+      const auto n = static_cast<std::size_t>(from.size);
+      std::memcpy(to.data(), from.data, n);
+      address += n;
+      to = to.subspan(n);
     }
     return true;
   }
@@ -129,9 +130,10 @@ class mapped_memory {
     if (!covers(address, from.size(), access::write)) return false;
     while (!from.empty()) {
       const memory_segment to = segment(address, from.size(), access::write);
-      std::memcpy(to.data, from.data(), to.size);
-      address += to.size;
-      from = from.subspan(to.size);
+      const auto n = static_cast<std::size_t>(to.size);
+      std::memcpy(to.data, from.data(), n);
+      address += n;
+      from = from.subspan(n);
     }
     return true;
   }

@@ -1,0 +1,485 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Both sides of the split engine under relacy, each in a thread that goes to sleep whenever it has
+// nothing to do. A missing acquire or release is a reported race, a missing fence a deadlock: the
+// other side slept through it.
+//
+//     split_ring list [search]                the scenarios, or those that can be searched
+//     split_ring traps                        the accessor traps what it should
+//     split_ring random SCHEDULES [NAME...]   random schedules of each scenario
+//     split_ring search [NAME...]             every schedule of the small ones, within their bounds
+//
+// One line for each scenario; exit status 1 if one failed, with the schedule on standard error.
+//
+// What bounds it, besides the sizes: a random schedule's load can give one of the last three values
+// of an atomic word, a searched one's one of the last two. A searched schedule takes the processor
+// from a thread that could go on at most so many times as its line says.
+#include <ballast/virtio/features.hpp>
+#include <ballast/virtqueue/chain.hpp>
+#include <ballast/virtqueue/layout.hpp>
+#include <ballast/virtqueue/split_device.hpp>
+#include <ballast/virtqueue/split_driver.hpp>
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <ostream>
+#include <streambuf>
+
+#include "relacy_memory.hpp"
+
+namespace {
+
+using namespace ballast;
+using ballast_test::doorbell;
+using ballast_test::memory_map;
+using ballast_test::relacy_memory;
+using ballast_test::relacy_ram;
+
+inline constexpr std::uint32_t largest_queue = 4;
+inline constexpr std::uint32_t most_chains = 8;
+
+// --- what is run
+
+struct scenario {
+  const char* name;
+  feature_set features;
+  std::uint32_t size;          ///< of the queue
+  std::uint32_t chains;        ///< until both sides are done
+  std::uint32_t batch = 1;     ///< chains the driver stages before it publishes
+  std::uint32_t budget = 8;    ///< chains the device takes before it publishes
+  bool publishes_each = false; ///< the driver publishes each chain, asks whom to notify per batch
+  bool is_reordered = false;   ///< the device keeps its chains and returns the last one first
+  bool pops_single = false;    ///< the device pops instead of consuming
+  bool is_searched = false;    ///< every schedule is tried, too
+  int preemptions = no_bound;  ///< of a searched schedule, at most
+
+  static constexpr int no_bound = -1;
+};
+
+constexpr feature_set flags{feature::version_1};
+constexpr feature_set event_index{feature::version_1, feature::event_idx};
+constexpr int no_bound = scenario::no_bound;
+
+constexpr scenario small(const char* name, const feature_set& features, std::uint32_t size,
+                         std::uint32_t chains, int preemptions) {
+  return {.name = name,
+          .features = features,
+          .size = size,
+          .chains = chains,
+          .is_searched = true,
+          .preemptions = preemptions};
+}
+
+constexpr scenario scenarios[] = {
+    {.name = "flags", .features = flags, .size = 2, .chains = 5},
+    {.name = "flags, batches", .features = flags, .size = 4, .chains = 5, .batch = 2, .budget = 1},
+    {.name = "EVENT_IDX", .features = event_index, .size = 2, .chains = 5},
+    {.name = "EVENT_IDX, batches",
+     .features = event_index,
+     .size = 4,
+     .chains = 5,
+     .batch = 2,
+     .budget = 1},
+    {.name = "EVENT_IDX, several published per notification",
+     .features = event_index,
+     .size = 4,
+     .chains = 5,
+     .batch = 2,
+     .budget = 2,
+     .publishes_each = true},
+    {.name = "EVENT_IDX, returned out of order",
+     .features = event_index,
+     .size = 4,
+     .chains = 5,
+     .batch = 2,
+     .is_reordered = true},
+    {.name = "EVENT_IDX, popped one by one",
+     .features = event_index,
+     .size = 2,
+     .chains = 4,
+     .pops_single = true},
+    // Small enough for every schedule.
+    small("flags, one chain", flags, 1, 1, 8),
+    small("EVENT_IDX, one chain", event_index, 1, 1, no_bound),
+    small("flags, one descriptor", flags, 1, 3, 3),
+    small("EVENT_IDX, one descriptor", event_index, 1, 3, 3),
+    small("flags, two descriptors", flags, 2, 3, 3),
+    small("EVENT_IDX, two descriptors", event_index, 2, 3, 4),
+};
+
+// The indices cross their 16-bit wrap in every scenario.
+inline constexpr std::uint16_t first_index = 65534;
+
+// Chains of one and of two descriptors, so that descriptors are reused in changing chains.
+struct shape {
+  bool is_readable;
+  bool is_writable;
+};
+constexpr shape shape_of(std::uint32_t size, std::uint32_t chain) {
+  if (size == 1) return {chain % 2 == 0, chain % 2 != 0};
+  return {chain % 3 != 2, chain % 3 != 1};
+}
+
+// Behind the ring: for each slot a byte that the driver writes and one that the device writes.
+inline constexpr guest_address payload = 256;
+constexpr guest_address readable_byte(std::uint32_t slot) { return payload + 2 * slot; }
+constexpr guest_address writable_byte(std::uint32_t slot) { return payload + 2 * slot + 1; }
+constexpr std::uint8_t readable_value(std::uint32_t chain) {
+  return static_cast<std::uint8_t>(16 + chain);
+}
+constexpr std::uint8_t writable_value(std::uint32_t chain) {
+  return static_cast<std::uint8_t>(64 + chain);
+}
+
+// relacy makes one test object for each schedule and gives it nothing.
+const scenario* current = nullptr;
+queue_layout layout;
+memory_map map;
+int current_trap = -1;
+
+// --- one schedule
+
+struct ring_test : rl::test_suite<ring_test, 2> {
+  using driver_queue = split_driver<relacy_memory>;
+  using device_queue = split_device<relacy_memory>;
+
+  relacy_ram ram{map};
+  relacy_memory driver_memory{ram};
+  relacy_memory device_memory{ram};
+  driver_slot slots[largest_queue]{};
+  device_queue_storage<largest_queue> storage;
+  driver_queue driver{slots};
+  device_queue device{storage};
+  doorbell driver_bell;
+  doorbell device_bell;
+
+  // Each side's own.
+  std::uint32_t free_slots = 0;         // bits
+  std::uint32_t slot_of[most_chains]{}; // of a chain in flight
+  bool is_out[most_chains]{};
+  std::uint32_t added = 0;
+  std::uint32_t returned = 0;
+  std::uint32_t served = 0;
+
+  void before() {
+    RL_ASSERT(driver.start(driver_memory, layout, current->features, first_index));
+    RL_ASSERT(device.start(device_memory, layout, current->features, first_index));
+    free_slots = (1u << current->size) - 1;
+  }
+
+  void thread(unsigned side) {
+    if (current_trap >= 0) {
+      if (side == 0) spring(current_trap);
+    } else if (side == 0) {
+      drive();
+    } else {
+      serve();
+    }
+  }
+
+  void after() {
+    if (current_trap >= 0) return;
+    RL_ASSERT(driver.in_flight() == 0 && driver.free_descriptors() == current->size);
+    RL_ASSERT(device.in_flight() == 0);
+    RL_ASSERT(driver.cause() == error::none && device.cause() == error::none);
+  }
+
+  // --- the driver's thread
+
+  void put(guest_address address, std::uint8_t value) {
+    const std::byte byte{value};
+    RL_ASSERT(driver_memory.write(address, {&byte, 1}));
+  }
+
+  /// False where there is no room for chain number `added`.
+  bool add() {
+    const shape s = shape_of(current->size, added);
+    if (driver.free_descriptors() < std::uint32_t{s.is_readable} + std::uint32_t{s.is_writable})
+      return false;
+    const auto slot = static_cast<std::uint32_t>(std::countr_zero(free_slots));
+    free_slots &= free_slots - 1;
+    slot_of[added] = slot;
+    is_out[added] = true;
+    if (s.is_readable) put(readable_byte(slot), readable_value(added));
+    const buffer readable{readable_byte(slot), 1}, writable{writable_byte(slot), 1};
+    const std::size_t readables = s.is_readable, writables = s.is_writable;
+    RL_ASSERT(driver.add({&readable, readables}, {&writable, writables}, added));
+    ++added;
+    return true;
+  }
+
+  void notify_device() {
+    if (driver.should_notify()) device_bell.ring();
+  }
+
+  /// Whether there was one.
+  bool reclaim() {
+    const auto used = driver.pop_used();
+    if (!used) {
+      RL_ASSERT(used.error() == error::queue_empty);
+      return false;
+    }
+    RL_ASSERT(used->token < added && is_out[used->token]);
+    const auto chain = static_cast<std::uint32_t>(used->token);
+    is_out[chain] = false;
+    const bool is_writable = shape_of(current->size, chain).is_writable;
+    RL_ASSERT(used->length == (is_writable ? 1u : 0u));
+    if (is_writable) {
+      std::byte byte{};
+      RL_ASSERT(driver_memory.read(writable_byte(slot_of[chain]), {&byte, 1}));
+      RL_ASSERT(byte == std::byte{writable_value(chain)});
+    }
+    free_slots |= 1u << slot_of[chain];
+    ++returned;
+    return true;
+  }
+
+  void drive() {
+    while (returned != current->chains) {
+      driver.disable_notifications();
+      while (true) {
+        std::uint32_t staged = 0;
+        while (staged < current->batch && added != current->chains && add()) {
+          ++staged;
+          if (current->publishes_each) driver.publish();
+        }
+        if (staged == 0) break;
+        driver.publish();
+        notify_device();
+      }
+      bool is_idle = true;
+      while (reclaim()) is_idle = false;
+      if (is_idle && !driver.enable_notifications()) driver_bell.wait();
+    }
+  }
+
+  // --- the device's thread
+
+  void handle(const chain& c) {
+    const shape s = shape_of(current->size, served);
+    RL_ASSERT(c.readable().size() == s.is_readable && c.writable().size() == s.is_writable);
+    std::byte bytes[2]{};
+    const auto got = buffer_reader(device_memory, c.readable()).read(bytes);
+    RL_ASSERT(got && *got == c.readable().size());
+    if (s.is_readable) RL_ASSERT(bytes[0] == std::byte{readable_value(served)});
+    const std::byte answer{writable_value(served)};
+    for (const buffer& b : c.writable()) RL_ASSERT(device_memory.write(b.address, {&answer, 1}));
+    ++served;
+  }
+
+  static std::uint32_t length_of(const chain& c) {
+    return static_cast<std::uint32_t>(c.writable().size());
+  }
+
+  struct kept_chain {
+    chain_id id;
+    std::uint32_t length = 0;
+  };
+
+  /// How many chains were served and returned, not yet published.
+  std::uint32_t take() {
+    kept_chain kept[largest_queue];
+    std::uint32_t count = 0;
+    if (current->pops_single) {
+      const auto popped = device.pop_available();
+      if (!popped) {
+        RL_ASSERT(popped.error() == error::queue_empty);
+        return 0;
+      }
+      handle(*popped);
+      RL_ASSERT(device.push_used(popped->id(), length_of(*popped)));
+      return 1;
+    }
+    const auto done = device.consume(current->budget, [&](const chain& c) {
+      handle(c);
+      if (!current->is_reordered) return used(length_of(c));
+      kept[count++] = {c.id(), length_of(c)};
+      return keep();
+    });
+    RL_ASSERT(done);
+    while (count != 0) {
+      --count;
+      RL_ASSERT(device.push_used(kept[count].id, kept[count].length));
+    }
+    return done->chains;
+  }
+
+  void serve() {
+    std::uint32_t done = 0;
+    while (done != current->chains) {
+      device.disable_notifications();
+      const std::uint32_t taken = take();
+      done += taken;
+      device.publish();
+      if (device.should_notify()) driver_bell.ring();
+      if (taken == 0 && !device.enable_notifications()) device_bell.wait();
+    }
+  }
+
+  // --- what the accessor must trap
+
+  struct trap {
+    const char* name;
+    const char* message;
+  };
+  static constexpr trap traps[] = {
+      {"half of a descriptor's word", "another width"},
+      {"a descriptor's word across two", "another width"},
+      {"two words in one load", "another width"},
+      {"a plain load of an index", "another width, offset or class"},
+      {"an atomic load of a ring entry", "another width, offset or class"},
+      {"a store through a window for reading", "a window for reading"},
+      {"a load with order release", "a load with order release"},
+      {"a payload copy over the ring", "leaves the payload"},
+      {"a descriptor that was never written", "UNINITIALIZED"},
+  };
+
+  void spring(int which) {
+    const auto table = *driver_memory.window(layout.descriptor_area, 16, 16, access::write);
+    const auto available = *driver_memory.window(layout.driver_area, 6, 2, access::read);
+    const auto used_ring = *driver_memory.window(layout.device_area, 6, 4, access::read);
+    auto for_reading = available;
+    std::byte bytes[4]{};
+    switch (which) {
+    case 0: (void)table.load<std::uint32_t>(split::descriptor_rest(0), order::plain); break;
+    case 1: (void)table.load<std::uint64_t>(4, order::plain); break;
+    case 2: (void)used_ring.load<std::uint32_t>(split::used_flags, order::relaxed); break;
+    case 3: (void)available.load<std::uint16_t>(split::available_index, order::plain); break;
+    case 4: (void)available.load<std::uint16_t>(split::available_entry(0), order::relaxed); break;
+    case 5: for_reading.store<std::uint16_t>(split::available_flags, 0, order::relaxed); break;
+    case 6: (void)available.load<std::uint16_t>(split::available_index, order::release); break;
+    case 7: (void)driver_memory.read(layout.driver_area, bytes); break;
+    case 8: (void)table.load<std::uint64_t>(split::descriptor_rest(0), order::plain); break;
+    }
+  }
+};
+
+// --- running
+
+/// Keeps what relacy prints, for the case that a schedule fails. A string would be allocated by
+/// relacy's operator new.
+class kept_output : public std::streambuf {
+ public:
+  void clear() { setp(text_, text_ + sizeof text_); }
+  bool contains(const char* what) {
+    const auto length = static_cast<std::size_t>(pptr() - pbase());
+    return memmem(text_, length, what, std::strlen(what)) != nullptr;
+  }
+  void print() const {
+    std::fwrite(text_, 1, static_cast<std::size_t>(pptr() - pbase()), stderr);
+    std::fflush(stderr);
+  }
+
+ private:
+  int_type overflow(int_type c) override { return traits_type::not_eof(c); } // drops the rest
+  char text_[1 << 20];
+};
+kept_output output;
+std::ostream output_stream(&output);
+
+void set_up(const scenario& s) {
+  current = &s;
+  const split::placement at = split::place(0, s.size);
+  layout = at.layout;
+  map = memory_map();
+  map.add_split_ring(layout);
+  map.add_payload(payload, 2 * s.size, "payload");
+  if (at.end > payload) std::abort();
+}
+
+rl::test_params parameters() {
+  output.clear();
+  rl::test_params p;
+  p.output_stream = p.progress_stream = &output_stream;
+  return p;
+}
+
+bool run(const scenario& s, const char* how, rl::test_params p) {
+  set_up(s);
+  const auto start = std::chrono::steady_clock::now();
+  const bool is_ok = rl::simulate<ring_test>(p);
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+  // A search ends behind its last schedule, and so do random schedules.
+  const auto schedules = static_cast<unsigned long long>(p.stop_iteration);
+  if (is_ok) {
+    std::printf("ok   relacy: %s: size %u, %u chains: %llu %s, %.1f s\n", s.name, s.size, s.chains,
+                schedules, how, took.count());
+  } else {
+    output.print();
+    std::printf("FAIL relacy: %s: size %u, %u chains: %s in schedule %llu of the %s\n", s.name,
+                s.size, s.chains, rl::test_result_str(p.test_result), schedules, how);
+  }
+  std::fflush(stdout);
+  return is_ok;
+}
+
+bool run_random(const scenario& s, unsigned long long schedules) {
+  rl::test_params p = parameters();
+  p.iteration_count = schedules;
+  return run(s, "random schedules", p);
+}
+
+bool search(const scenario& s) {
+  rl::test_params p = parameters();
+  char how[80] = "schedules (all there are)";
+  if (s.preemptions == no_bound) {
+    p.search_type = rl::sched_full;
+  } else {
+    p.search_type = rl::sched_bound;
+    p.context_bound = static_cast<unsigned>(s.preemptions);
+    std::snprintf(how, sizeof how, "schedules (all with up to %d preemptions)", s.preemptions);
+  }
+  return run(s, how, p);
+}
+
+bool spring_traps() {
+  bool is_ok = true;
+  set_up(scenarios[0]);
+  const int count = sizeof ring_test::traps / sizeof ring_test::traps[0];
+  for (current_trap = 0; current_trap < count; ++current_trap) {
+    const ring_test::trap& trap = ring_test::traps[current_trap];
+    rl::test_params p = parameters();
+    p.iteration_count = 1;
+    const bool is_trapped = !rl::simulate<ring_test>(p) && output.contains(trap.message);
+    if (!is_trapped) output.print();
+    std::printf("%s relacy: the accessor traps %s%s\n", is_trapped ? "ok  " : "FAIL", trap.name,
+                is_trapped ? "" : ": it does not");
+    is_ok = is_ok && is_trapped;
+  }
+  current_trap = -1;
+  return is_ok;
+}
+
+} // namespace
+
+int main(int count, char** arguments) {
+  const auto is = [&](int i, const char* what) {
+    return i < count && std::strcmp(arguments[i], what) == 0;
+  };
+  const bool is_search = is(1, "search"), is_random = is(1, "random") && count > 2;
+  const int first_name = is_random ? 3 : 2;
+  if (is(1, "traps")) return spring_traps() ? 0 : 1;
+  if (is(1, "list")) {
+    for (const scenario& s : scenarios)
+      if (!is(2, "search") || s.is_searched) std::puts(s.name);
+    return 0;
+  }
+  if (!is_random && !is_search) {
+    std::fputs("usage: split_ring list [search] | traps | random SCHEDULES [NAME...] | "
+               "search [NAME...]\n",
+               stderr);
+    return 2;
+  }
+  bool is_any = false;
+  for (const scenario& s : scenarios) {
+    bool is_asked = count == first_name;
+    for (int i = first_name; i < count; ++i) is_asked = is_asked || is(i, s.name);
+    if (!is_asked || (is_search && !s.is_searched)) continue;
+    is_any = true;
+    if (!(is_search ? search(s) : run_random(s, std::strtoull(arguments[2], nullptr, 10))))
+      return 1; // the first failure says enough
+  }
+  if (!is_any) std::fputs("no such scenario\n", stderr);
+  return is_any ? 0 : 2;
+}
