@@ -11,6 +11,7 @@ basic_packages=(g++ meson ninja-build pkg-config cmake doctest-dev libbenchmark-
 clang_packages=(clang-14 clang-19)
 style_packages=(clang-19 clang-format-19 clang-tidy-19)
 kernel_packages=(linux-source-6.12)
+relacy_packages=(relacy-dev)
 
 say() { printf '%s\n' "$*" >&2; }
 

@@ -30,7 +30,10 @@ template <access_by By> bool run_split(std::uint64_t rounds, std::uint32_t batch
   static two_regions guest;
   static driver_side driver(guest);
   static device_side<By> device(guest);
-  for (std::uint64_t i = 0; i < rounds; ++i) round_trip(driver, device, batch);
+  if (batch == 1)
+    for (std::uint64_t i = 0; i < rounds; ++i) round_trip(driver, device, 1u);
+  else
+    for (std::uint64_t i = 0; i < rounds; ++i) round_trip(driver, device, batch);
   return driver.failures == 0 && device.failures == 0;
 }
 
@@ -40,6 +43,7 @@ template <access_by By> bool run_device(std::uint64_t rounds, std::uint32_t batc
   static device_side<By> device(guest);
   // The driver fills the ring with every descriptor once and gets none back.
   driver.add(queue_size);
+  driver.ask_whether_to_notify();
   if (device.consume(queue_size) != queue_size) return false;
   auto memory = *ballast::mapped_memory::over(guest.regions);
   auto available = *memory.window(two_regions::layout().driver_area, 4, 2, ballast::access::write);

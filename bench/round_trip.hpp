@@ -67,25 +67,36 @@ class alignas(128) driver_side {
   /// Adds `batch` buffers that the device reads, and publishes them.
   [[gnu::always_inline]] void add(std::uint32_t batch) noexcept {
     std::uint32_t n = next_;
-    for (const std::uint32_t end = n + batch; n != end; ++n)
+    if (batch == 1) {
       if (!queue_.add(buffers_.subspan(n % queue_size, 1), {}, n)) ++failures;
+      ++n;
+    } else {
+      const auto done = queue_.add_each(batch, [&]() __attribute__((always_inline)) {
+        const std::uint32_t i = n++;
+        return ballast::single_buffer{buffers_[i % queue_size], false, i};
+      });
+      if (!done || *done != batch) ++failures;
+    }
     next_ = n;
-    queue_.publish();
   }
 
   /// Takes back up to `batch` buffers. How many there were.
   [[gnu::always_inline]] std::uint32_t reclaim(std::uint32_t batch) noexcept {
-    std::uint32_t done = 0;
-    for (; done != batch; ++done) {
+    if (batch == 1) {
       const auto used = queue_.pop_used();
-      if (!used) break;
+      if (!used) return 0;
       sum_ += used->token + used->length;
+      return 1;
     }
-    return done;
+    const auto done =
+        queue_.reclaim(batch, [this](const ballast::used_buffer& u)
+                                  __attribute__((always_inline)) { sum_ += u.token + u.length; });
+    if (!done) ++failures;
+    return *done;
   }
 
   [[gnu::always_inline]] void ask_whether_to_notify() noexcept {
-    notifications += queue_.should_notify();
+    notifications += queue_.publish_and_ask();
   }
   [[nodiscard]] std::uint32_t room() const noexcept { return queue_.free_descriptors(); }
 
@@ -115,29 +126,28 @@ template <access_by By> class alignas(128) device_side {
 
   /// Takes up to `batch` buffers, returns and publishes them. How many there were.
   [[gnu::always_inline]] std::uint32_t consume(std::uint32_t batch) noexcept {
-    const auto done =
-        queue_.consume(batch, [this](const ballast::chain& c) __attribute__((always_inline)) {
-          if (c.readable().size() != 1) {
-            ++failures;
-            return ballast::keep();
-          }
-          const ballast::buffer& b = c.readable().front();
-          if constexpr (By == access_by::pointer) {
-            const auto at = memory_.segment(b.address, b.length, ballast::access::read);
-            if (at.size != b.length) ++failures;
-            sum_ += reinterpret_cast<std::uintptr_t>(at.data);
-          } else {
-            sum_ += b.address + b.length;
-          }
-          return ballast::used(c.id().head);
-        });
-    queue_.publish();
+    const auto handle = [this](const ballast::chain& c) __attribute__((always_inline)) {
+      if (c.readable().size() != 1) {
+        ++failures;
+        return ballast::keep();
+      }
+      const ballast::buffer& b = c.readable().front();
+      if constexpr (By == access_by::pointer) {
+        const auto at = memory_.segment(b.address, b.length, ballast::access::read);
+        if (at.size != b.length) ++failures;
+        sum_ += reinterpret_cast<std::uintptr_t>(at.data);
+      } else {
+        sum_ += b.address + b.length;
+      }
+      return ballast::used(c.id().head);
+    };
+    const auto done = batch == 1 ? queue_.consume_one(handle) : queue_.consume(batch, handle);
     if (!done) ++failures;
     return (*done).chains;
   }
 
   [[gnu::always_inline]] void ask_whether_to_notify() noexcept {
-    notifications += queue_.should_notify();
+    notifications += queue_.publish_and_ask();
   }
 
   std::uint64_t notifications = 0;

@@ -16,6 +16,7 @@ using namespace ballast;
 
 namespace {
 
+// README
 struct host { // takes memory back from the guest
   std::byte* ram = nullptr;
   bool discard(guest_address address, std::uint64_t size) noexcept {
@@ -23,6 +24,7 @@ struct host { // takes memory back from the guest
   }
 };
 
+// end
 struct guest { // gives away one page after the other
   std::uint32_t next_free = 16;
   std::size_t take_free(std::span<std::uint32_t> to) noexcept {
@@ -49,17 +51,21 @@ int main() {
   constexpr std::uint64_t size = 64 << 20;
   void* const ram = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (ram == MAP_FAILED) return 1;
+  // README
   const memory_region region{0, static_cast<std::byte*>(ram), size};
   mapped_memory memory = *mapped_memory::over({&region, 1});
 
   host back_end{region.data};
   balloon::device<mapped_memory, host> device(back_end, {.target_pages_max = size / 4096});
   in_process_transport transport(device, memory); // a VMM has PCI or MMIO here
+  // end
 
   guest pages;
   balloon::driver<mapped_memory, decltype(transport), guest, guest> driver(memory, transport, pages,
                                                                            pages, 0);
   carry_out(driver.start(), driver, transport);
+
+  // README
 
   actions due = device.set_target(4096); // 16 MiB
   while (due.config_changed || due.notify_queues != 0) {
@@ -73,6 +79,7 @@ int main() {
       due |= done;
     }
   }
+  // end
   std::printf("%u pages are in the balloon\n", device.actual());
   return device.actual() == device.target() ? 0 : 1;
 }

@@ -41,6 +41,7 @@ struct memory_manager { // where the driver gets its pages and its statistics fr
 
 enum class interrupt { none, config, queue };
 
+// README
 /// `queues`: an address whose pages never go into the balloon.
 template <class Memory, class Transport, class Wait>
 error run_balloon(Memory& memory, Transport& transport, memory_manager& manager,
@@ -56,6 +57,7 @@ error run_balloon(Memory& memory, Transport& transport, memory_manager& manager,
     due = came == interrupt::config ? driver.on_config_change() : driver.step();
   }
 }
+// end
 
 struct host {
   bool discard(guest_address, std::uint64_t) noexcept { return true; }

@@ -34,4 +34,5 @@
 #include <ballast/virtqueue/layout.hpp>
 #include <ballast/virtqueue/split_device.hpp>
 #include <ballast/virtqueue/split_driver.hpp>
+#include <ballast/virtqueue/split_rings.hpp>
 // IWYU pragma: end_exports

@@ -30,7 +30,8 @@ template <wire_integer T> [[nodiscard]] constexpr T byte_swap(T value) noexcept 
 }
 
 /// Converts between the byte order of this machine and `E`; its own inverse.
-template <std::endian E, wire_integer T> [[nodiscard]] constexpr T to_order(T value) noexcept {
+template <std::endian E, wire_integer T>
+[[nodiscard]] [[gnu::always_inline]] constexpr T to_order(T value) noexcept {
   if constexpr (E == std::endian::native)
     return value;
   else

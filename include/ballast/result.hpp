@@ -31,7 +31,8 @@ enum class error : std::uint16_t {
   not_negotiated = 28,       ///< needs a feature that was not negotiated
   wrong_state = 29,          ///< not in this device status
   buffer_too_small = 30,     ///< the caller's span or buffer cannot hold it
-  value_out_of_range = 31,   ///< a setting outside its documented range
+  state_version = 32,        ///< saved by a version that is not known
+  state_invalid = 33, ///< a saved state that does not fit together, or does not fit the queue
 
   // Memory.
   not_guest_memory = 48,   ///< the range is not all guest memory
@@ -53,6 +54,11 @@ enum class error : std::uint16_t {
   chain_bytes_overflow = 73,    ///< a chain describes more than 2^32 bytes (driver: 2^32 - 1)
   used_id_out_of_range = 74,    ///< a used element's id is not below the queue size
   used_id_not_in_flight = 75,   ///< a used element's id is not a head that is in flight
+  used_out_of_order = 76,       ///< IN_ORDER: a chain is used before an older one
+  indirect_with_next = 77,      ///< a descriptor has both INDIRECT and NEXT
+  indirect_nested = 78,         ///< INDIRECT inside of an indirect table
+  indirect_length = 79,         ///< an indirect table of no bytes, or not of whole descriptors
+  indirect_outside = 80,        ///< an indirect table that is not all guest memory
 
   // Features, status and configuration.
   feature_text_length = 96,    ///< a features text that is empty or has too many bits
@@ -65,11 +71,9 @@ enum class error : std::uint16_t {
   status_out_of_order = 103,   ///< a status bit before the ones it follows
   status_after_failed = 104,   ///< FAILED is set: only a reset is allowed
   config_out_of_range = 105,   ///< offset + length passes the configuration space
-  config_too_small = 106,      ///< a field the driver needs is missing
   config_unstable = 107,       ///< the generation kept changing
   device_needs_reset = 108,    ///< DEVICE_NEEDS_RESET is set
   queue_unavailable = 109,     ///< the transport says the queue's maximum size is 0
-  queue_too_small = 110,       ///< the device's queue is smaller than the driver needs
   wrong_device_id = 111,       ///< another type of device than the driver's
   reset_incomplete = 112,      ///< the status did not read 0 in the attempts allowed
   status_bit_of_device = 113,  ///< the driver set a status bit that only the device sets
@@ -78,8 +82,8 @@ enum class error : std::uint16_t {
   page_out_of_range = 128, ///< a PFN outside guest memory
 };
 
-/// A short text for `e`, without a full stop; never null.
-[[nodiscard]] constexpr const char* name(error e) noexcept {
+/// A short text for `e`, without a full stop; null for a number that is none of the enumerators.
+[[nodiscard]] constexpr const char* find_name(error e) noexcept {
   switch (e) {
   case error::none: return "no error";
   case error::queue_empty: return "queue empty";
@@ -99,7 +103,8 @@ enum class error : std::uint16_t {
   case error::not_negotiated: return "feature was not negotiated";
   case error::wrong_state: return "not allowed in this state";
   case error::buffer_too_small: return "buffer too small";
-  case error::value_out_of_range: return "value out of range";
+  case error::state_version: return "saved state has an unknown version";
+  case error::state_invalid: return "saved state is not valid";
   case error::not_guest_memory: return "address range is not all guest memory";
   case error::access_not_allowed: return "guest memory is not writable there";
   case error::misaligned: return "address is misaligned";
@@ -117,6 +122,11 @@ enum class error : std::uint16_t {
   case error::chain_bytes_overflow: return "descriptor chain describes more bytes than a chain may";
   case error::used_id_out_of_range: return "used element id is not below the queue size";
   case error::used_id_not_in_flight: return "used element id is not in flight";
+  case error::used_out_of_order: return "chain used before an older one";
+  case error::indirect_with_next: return "descriptor is both indirect and chained";
+  case error::indirect_nested: return "indirect descriptor in an indirect table";
+  case error::indirect_length: return "indirect table is not a number of descriptors";
+  case error::indirect_outside: return "indirect table is not all guest memory";
   case error::feature_text_length: return "features text is empty";
   case error::feature_text_character: return "features text has a character other than 0 and 1";
   case error::feature_beyond_set: return "features text sets a bit beyond 255";
@@ -127,18 +137,24 @@ enum class error : std::uint16_t {
   case error::status_out_of_order: return "status bit set before the ones it follows";
   case error::status_after_failed: return "status changed after FAILED without a reset";
   case error::config_out_of_range: return "configuration access passes the end";
-  case error::config_too_small: return "configuration space is too small";
   case error::config_unstable: return "configuration generation kept changing";
   case error::device_needs_reset: return "device needs reset";
   case error::queue_unavailable: return "queue is not available";
-  case error::queue_too_small: return "queue is smaller than the driver needs";
   case error::wrong_device_id: return "another type of device";
   case error::reset_incomplete: return "device did not finish its reset";
   case error::status_bit_of_device: return "status bit that only the device sets";
   case error::page_out_of_range: return "page frame number outside guest memory";
   }
-  return "unknown error";
+  return nullptr;
 }
+
+/// As `find_name`, never null.
+[[nodiscard]] constexpr const char* name(error e) noexcept {
+  return find_name(e) == nullptr ? "unknown error" : find_name(e);
+}
+
+/// Whether `e` is one of the enumerators, where it was saved or came over a wire.
+[[nodiscard]] constexpr bool is_known(error e) noexcept { return find_name(e) != nullptr; }
 
 /// A value or the reason why there is none.
 ///

@@ -113,6 +113,15 @@ version_is_one() {
   [ "$built" = "$written" ] || echo "meson.build says $built, version.hpp $written"
 }
 
+# What the README shows of a file: what lies between "// README" and "// end", or all of it.
+shown() {
+  awk '/^ *\/\/ README$/ { found = inside = 1; next }
+       /^ *\/\/ end$/ { inside = 0; next }
+       inside { part = part $0 "\n" }
+       { all = all $0 "\n" }
+       END { printf "%s", found ? part : all }' "$1"
+}
+
 # A code block after <!-- file: PATH --> is the file PATH, to the letter.
 readme_shows_the_files() {
   local path
@@ -123,7 +132,7 @@ readme_shows_the_files() {
     elif ! awk -v marker="<!-- file: $path -->" '
         $0 == marker { armed = 1; next }
         armed && /^```/ { if (inside) exit; inside = 1; next }
-        inside { print }' README.md | cmp -s - "$path"; then
+        inside { print }' README.md | cmp -s - <(shown "$path"); then
       echo "README.md does not show $path as it is"
     fi
   done < <(sed -n 's/^<!-- file: \(.*\) -->$/\1/p' README.md)

@@ -114,7 +114,7 @@ class relacy_memory {
     window_type(relacy_ram& ram, ballast::guest_address start, ballast::access kind) noexcept
         : ram_(&ram), start_(start), kind_(kind) {}
 
-    template <class T> [[nodiscard]] T load(std::uint32_t offset, ballast::order o) const noexcept {
+    template <class T> [[nodiscard]] T load(std::size_t offset, ballast::order o) const noexcept {
       const memory_map::place& at = checked(offset, sizeof(T), o);
       const rl::debug_info where = info(at, offset);
       switch (o) {
@@ -129,7 +129,7 @@ class relacy_memory {
       return T{};
     }
 
-    template <class T> void store(std::uint32_t offset, T value, ballast::order o) noexcept {
+    template <class T> void store(std::size_t offset, T value, ballast::order o) noexcept {
       const memory_map::place& at = checked(offset, sizeof(T), o);
       const rl::debug_info where = info(at, offset);
       if (kind_ != ballast::access::write) trap("a store through a window for reading", where);

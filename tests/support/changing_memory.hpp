@@ -59,7 +59,7 @@ template <ballast::guest_memory M> class changing_memory {
         : inner_(inner), plan_(plan) {}
 
     template <ballast::wire_integer T>
-    [[nodiscard]] constexpr T load(std::uint32_t offset, ballast::order o) const noexcept {
+    [[nodiscard]] constexpr T load(std::size_t offset, ballast::order o) const noexcept {
       const T value = inner_.template load<T>(offset, o);
       if (plan_->rewrites_words && o == ballast::order::plain) {
         auto peer = inner_;
@@ -69,7 +69,7 @@ template <ballast::guest_memory M> class changing_memory {
     }
 
     template <ballast::wire_integer T>
-    constexpr void store(std::uint32_t offset, T value, ballast::order o) noexcept {
+    constexpr void store(std::size_t offset, T value, ballast::order o) noexcept {
       inner_.template store<T>(offset, value, o);
     }
 

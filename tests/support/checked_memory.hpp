@@ -168,13 +168,13 @@ template <ballast::guest_memory M, std::size_t Bytes> class checked_memory {
         : inner_(inner), record_(record), start_(start) {}
 
     template <ballast::wire_integer T>
-    [[nodiscard]] constexpr T load(std::uint32_t offset, ballast::order o) const noexcept {
+    [[nodiscard]] constexpr T load(std::size_t offset, ballast::order o) const noexcept {
       record_->load(start_ + offset, sizeof(T), o);
       return inner_.template load<T>(offset, o);
     }
 
     template <ballast::wire_integer T>
-    constexpr void store(std::uint32_t offset, T value, ballast::order o) noexcept {
+    constexpr void store(std::size_t offset, T value, ballast::order o) noexcept {
       record_->store(start_ + offset, sizeof(T), o);
       inner_.template store<T>(offset, value, o);
     }

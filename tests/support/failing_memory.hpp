@@ -58,13 +58,13 @@ template <ballast::guest_memory M> class failing_memory {
         : inner_(inner), plan_(plan) {}
 
     template <ballast::wire_integer T>
-    [[nodiscard]] constexpr T load(std::uint32_t offset, ballast::order o) const noexcept {
+    [[nodiscard]] constexpr T load(std::size_t offset, ballast::order o) const noexcept {
       if (!plan_->touch()) return static_cast<T>(plan_->garbage);
       return inner_.template load<T>(offset, o);
     }
 
     template <ballast::wire_integer T>
-    constexpr void store(std::uint32_t offset, T value, ballast::order o) noexcept {
+    constexpr void store(std::size_t offset, T value, ballast::order o) noexcept {
       if (plan_->touch()) inner_.template store<T>(offset, value, o);
     }
 

@@ -83,14 +83,14 @@ template <ballast::guest_memory M, std::size_t Capacity> class recording_memory 
         : inner_(inner), log_(log), start_(start) {}
 
     template <ballast::wire_integer T>
-    [[nodiscard]] constexpr T load(std::uint32_t offset, ballast::order o) const noexcept {
+    [[nodiscard]] constexpr T load(std::size_t offset, ballast::order o) const noexcept {
       const T value = inner_.template load<T>(offset, o);
       log_->add({event_kind::load, o, start_ + offset, sizeof(T), value});
       return value;
     }
 
     template <ballast::wire_integer T>
-    constexpr void store(std::uint32_t offset, T value, ballast::order o) noexcept {
+    constexpr void store(std::size_t offset, T value, ballast::order o) noexcept {
       log_->add({event_kind::store, o, start_ + offset, sizeof(T), value});
       inner_.template store<T>(offset, value, o);
     }

@@ -377,8 +377,8 @@ constexpr auto config_writes = [](auto check) {
   check(m.bus.write_config(4, value).has_value());
   check(m.device.config.get32(4) == 8);
   check(m.bus.take_actions() == actions{.notify_queues = 1});
-  m.device.write_answer = ballast::refused(error::value_out_of_range);
-  check(m.bus.write_config(4, value).error() == error::value_out_of_range);
+  m.device.write_answer = ballast::refused(error::not_negotiated);
+  check(m.bus.write_config(4, value).error() == error::not_negotiated);
   check(m.bus.take_actions() == actions{});
   m.device.write_answer = {.needs_reset = true, .failure = error::memory_lost};
   check(m.bus.write_config(4, value).error() == error::memory_lost);

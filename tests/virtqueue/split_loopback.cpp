@@ -478,7 +478,7 @@ template <class M> class peer_memory {
         : inner_(inner), start_(start), mine_(mine), other_(other) {}
 
     template <ballast::wire_integer T>
-    [[nodiscard]] constexpr T load(std::uint32_t offset, ballast::order o) const noexcept {
+    [[nodiscard]] constexpr T load(std::size_t offset, ballast::order o) const noexcept {
       const T value = inner_.template load<T>(offset, o);
       if (mine_->changed_at == start_ + offset) mine_->is_loaded_again = true;
       if (++mine_->loads != mine_->change_load) return value;
@@ -493,7 +493,7 @@ template <class M> class peer_memory {
     }
 
     template <ballast::wire_integer T>
-    constexpr void store(std::uint32_t offset, T value, ballast::order o) noexcept {
+    constexpr void store(std::size_t offset, T value, ballast::order o) noexcept {
       inner_.template store<T>(offset, value, o);
       if (other_->changed_at == start_ + offset) other_->changed_at = 0;
     }

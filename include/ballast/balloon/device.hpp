@@ -177,7 +177,7 @@ class device {
                              M& memory) noexcept {
     if (is_active_.load() != 0) return refused(error::wrong_state);
     negotiated_ = negotiated;
-    for (std::uint16_t i = 0; i < queues.size(); ++i) {
+    for (std::uint16_t i = 0; i < queue_count() && i < queues.size(); ++i) {
       const auto kind = kind_of(i);
       if (!kind || queues[i].size == 0) continue;
       if (const auto started =
@@ -189,7 +189,7 @@ class device {
     is_active_.store(1);
     // Whatever was made available, and perhaps notified, before DRIVER_OK.
     actions due;
-    for (std::uint16_t i = 0; i < queues.size(); ++i)
+    for (std::uint16_t i = 0; i < queue_count() && i < queues.size(); ++i)
       if (queues[i].size != 0 && kind_of(i)) due |= process(i, queues[i].size);
     return due;
   }

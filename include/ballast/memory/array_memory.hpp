@@ -26,13 +26,13 @@ template <std::size_t Size> class array_memory {
     constexpr explicit window_type(std::byte* start) noexcept : start_(start) {}
 
     template <wire_integer T>
-    [[nodiscard]] constexpr T load(std::uint32_t offset, order) const noexcept {
+    [[nodiscard]] constexpr T load(std::size_t offset, order) const noexcept {
       bytes<T> copy;
       for (std::size_t i = 0; i < sizeof(T); ++i) copy.at[i] = start_[offset + i];
       return std::bit_cast<T>(copy);
     }
 
-    template <wire_integer T> constexpr void store(std::uint32_t offset, T value, order) noexcept {
+    template <wire_integer T> constexpr void store(std::size_t offset, T value, order) noexcept {
       const auto copy = std::bit_cast<bytes<T>>(value);
       for (std::size_t i = 0; i < sizeof(T); ++i) start_[offset + i] = copy.at[i];
     }
@@ -66,6 +66,7 @@ template <std::size_t Size> class array_memory {
   }
 
   [[nodiscard]] constexpr bool read(guest_address address, std::span<std::byte> to) noexcept {
+    if (to.empty()) return true;
     if (!contains(address, to.size())) return false;
     for (std::size_t i = 0; i < to.size(); ++i) to[i] = bytes_[address - base_ + i];
     return true;
@@ -73,6 +74,7 @@ template <std::size_t Size> class array_memory {
 
   [[nodiscard]] constexpr bool write(guest_address address,
                                      std::span<const std::byte> from) noexcept {
+    if (from.empty()) return true;
     if (!contains(address, from.size())) return false;
     for (std::size_t i = 0; i < from.size(); ++i) bytes_[address - base_ + i] = from[i];
     return true;

@@ -25,14 +25,17 @@ class direct_memory {
     constexpr window_type() noexcept = default;
     explicit window_type(std::byte* start) noexcept : start_(start) {}
 
-    template <wire_integer T> [[nodiscard]] T load(std::uint32_t offset, order o) const noexcept {
+    template <wire_integer T>
+    [[nodiscard]] [[gnu::always_inline, gnu::flatten]] T load(std::size_t offset,
+                                                              order o) const noexcept {
       const auto& at = *reinterpret_cast<const cell<T>*>(start_ + offset);
       if (o == order::acquire) return __atomic_load_n(&at.value, __ATOMIC_ACQUIRE);
       if (is_race_checked && o == order::plain) return at.value;
       return __atomic_load_n(&at.value, __ATOMIC_RELAXED);
     }
 
-    template <wire_integer T> void store(std::uint32_t offset, T value, order o) noexcept {
+    template <wire_integer T>
+    [[gnu::always_inline, gnu::flatten]] void store(std::size_t offset, T value, order o) noexcept {
       auto& at = *reinterpret_cast<cell<T>*>(start_ + offset);
       if (o == order::release)
         __atomic_store_n(&at.value, value, __ATOMIC_RELEASE);

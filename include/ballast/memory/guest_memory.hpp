@@ -37,7 +37,7 @@ struct memory_segment {
 /// this machine's order; the rings convert. Cheap to copy; valid until the queue is detached.
 template <class W>
 concept memory_window = std::copyable<W> && std::default_initializable<W> &&
-                        requires(W w, const W c, std::uint32_t offset, std::uint16_t v16,
+                        requires(W w, const W c, std::size_t offset, std::uint16_t v16,
                                  std::uint32_t v32, std::uint64_t v64) {
                           {
                             c.template load<std::uint16_t>(offset, order::acquire)

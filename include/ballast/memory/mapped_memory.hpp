@@ -38,14 +38,17 @@ class mapped_memory {
     constexpr window_type() noexcept = default;
     explicit window_type(std::byte* start) noexcept : start_(start) {}
 
-    template <wire_integer T> [[nodiscard]] T load(std::uint32_t offset, order o) const noexcept {
+    template <wire_integer T>
+    [[nodiscard]] [[gnu::always_inline, gnu::flatten]] T load(std::size_t offset,
+                                                              order o) const noexcept {
       T& at = *reinterpret_cast<T*>(start_ + offset);
       if (o == order::acquire) return std::atomic_ref(at).load(std::memory_order_acquire);
       if (is_race_checked && o == order::plain) return at;
       return std::atomic_ref(at).load(std::memory_order_relaxed);
     }
 
-    template <wire_integer T> void store(std::uint32_t offset, T value, order o) noexcept {
+    template <wire_integer T>
+    [[gnu::always_inline, gnu::flatten]] void store(std::size_t offset, T value, order o) noexcept {
       T& at = *reinterpret_cast<T*>(start_ + offset);
       if (o == order::release)
         std::atomic_ref(at).store(value, std::memory_order_release);

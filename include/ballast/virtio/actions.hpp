@@ -28,8 +28,7 @@ struct [[nodiscard]] actions {
     more_work |= other.more_work;
     config_changed |= other.config_changed;
     needs_reset |= other.needs_reset;
-    if (failure == error::none)
-      failure = other.failure;
+    if (failure == error::none) failure = other.failure;
     return *this;
   }
 

@@ -30,10 +30,10 @@ namespace ballast {
 /// - `reset()`: back to the state after construction, except what belongs to the host (the target).
 template <class D, class M>
 concept device_model =
-    guest_memory<M> && requires(D& d, const D& c, const feature_set& f,
-                                std::span<const queue_layout> queues, M& m, std::uint16_t queue,
-                                std::uint32_t n, std::span<std::byte> to,
-                                std::span<const std::byte> from) {
+    guest_memory<M> &&
+    requires(D& d, const D& c, const feature_set& f, std::span<const queue_layout> queues, M& m,
+             std::uint16_t queue, std::uint32_t n, std::span<std::byte> to,
+             std::span<const std::byte> from) {
       { c.device_id() } noexcept -> std::same_as<std::uint32_t>;
       { c.offered_features() } noexcept -> std::same_as<feature_set>;
       { c.check_features(f) } noexcept -> std::same_as<result<void>>;

@@ -16,8 +16,7 @@ template <std::unsigned_integral T> class shared_value {
   constexpr shared_value(T value = 0) noexcept : value_(value) {}
 
   [[nodiscard]] constexpr T load() const noexcept {
-    if (std::is_constant_evaluated())
-      return value_;
+    if (std::is_constant_evaluated()) return value_;
     return __atomic_load_n(&value_, __ATOMIC_ACQUIRE);
   }
 
@@ -36,24 +35,21 @@ template <std::unsigned_integral T> class shared_value {
   }
 
   constexpr T fetch_or(T bits) noexcept {
-    if (!std::is_constant_evaluated())
-      return __atomic_fetch_or(&value_, bits, __ATOMIC_ACQ_REL);
+    if (!std::is_constant_evaluated()) return __atomic_fetch_or(&value_, bits, __ATOMIC_ACQ_REL);
     const T old = value_;
     value_ = static_cast<T>(value_ | bits);
     return old;
   }
 
   constexpr T fetch_add(T n) noexcept {
-    if (!std::is_constant_evaluated())
-      return __atomic_fetch_add(&value_, n, __ATOMIC_ACQ_REL);
+    if (!std::is_constant_evaluated()) return __atomic_fetch_add(&value_, n, __ATOMIC_ACQ_REL);
     const T old = value_;
     value_ = static_cast<T>(value_ + n);
     return old;
   }
 
   constexpr T exchange(T value) noexcept {
-    if (!std::is_constant_evaluated())
-      return __atomic_exchange_n(&value_, value, __ATOMIC_ACQ_REL);
+    if (!std::is_constant_evaluated()) return __atomic_exchange_n(&value_, value, __ATOMIC_ACQ_REL);
     const T old = value_;
     value_ = value;
     return old;

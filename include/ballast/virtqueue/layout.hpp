@@ -6,6 +6,7 @@
 #include <ballast/result.hpp>
 
 #include <bit>
+#include <cstddef>
 #include <cstdint>
 
 namespace ballast {
@@ -44,12 +45,8 @@ inline constexpr std::uint32_t used_ring_alignment = 4;
 // A descriptor is two plain 64-bit words: the address; and length, flags, next together. One load
 // each: what was checked is what is used, and what one store wrote one load can forward.
 inline constexpr std::uint32_t descriptor_size = 16;
-[[nodiscard]] constexpr std::uint32_t descriptor_address(std::uint32_t i) noexcept {
-  return 16 * i;
-}
-[[nodiscard]] constexpr std::uint32_t descriptor_rest(std::uint32_t i) noexcept {
-  return 16 * i + 8;
-}
+[[nodiscard]] constexpr std::size_t descriptor_address(std::size_t i) noexcept { return 16 * i; }
+[[nodiscard]] constexpr std::size_t descriptor_rest(std::size_t i) noexcept { return 16 * i + 8; }
 
 inline constexpr std::uint16_t flag_next = 1;
 inline constexpr std::uint16_t flag_write = 2;
@@ -63,7 +60,8 @@ struct descriptor_fields {
 };
 
 /// The second word of a descriptor as it lies in memory, for rings in the byte order `E`.
-template <std::endian E> [[nodiscard]] constexpr std::uint64_t pack(descriptor_fields f) noexcept {
+template <std::endian E>
+[[nodiscard]] [[gnu::always_inline]] constexpr std::uint64_t pack(descriptor_fields f) noexcept {
   const std::uint64_t length = f.length, flags = f.flags, next = f.next;
   if constexpr (E == std::endian::little)
     return to_order<E>(length | flags << 32 | next << 48);
@@ -72,7 +70,8 @@ template <std::endian E> [[nodiscard]] constexpr std::uint64_t pack(descriptor_f
 }
 
 template <std::endian E>
-[[nodiscard]] constexpr descriptor_fields unpack(std::uint64_t raw) noexcept {
+[[nodiscard]] [[gnu::always_inline]] constexpr descriptor_fields
+unpack(std::uint64_t raw) noexcept {
   const std::uint64_t word = to_order<E>(raw);
   if constexpr (E == std::endian::little)
     return {static_cast<std::uint32_t>(word), static_cast<std::uint16_t>(word >> 32),
@@ -85,20 +84,16 @@ template <std::endian E>
 // Flags, index and event word are 16-bit atomics; ring entries are plain.
 inline constexpr std::uint32_t available_flags = 0;
 inline constexpr std::uint32_t available_index = 2;
-[[nodiscard]] constexpr std::uint32_t available_entry(std::uint32_t i) noexcept {
-  return 4 + 2 * i;
-}
-[[nodiscard]] constexpr std::uint32_t used_event(std::uint32_t size) noexcept {
-  return 4 + 2 * size;
-}
+[[nodiscard]] constexpr std::size_t available_entry(std::size_t i) noexcept { return 4 + 2 * i; }
+[[nodiscard]] constexpr std::size_t used_event(std::size_t size) noexcept { return 4 + 2 * size; }
 inline constexpr std::uint16_t no_interrupt = 1; ///< in available_flags
 
 inline constexpr std::uint32_t used_flags = 0;
 inline constexpr std::uint32_t used_index = 2;
 // A used element is two plain 32-bit words: the used ring is only 4-aligned.
-[[nodiscard]] constexpr std::uint32_t used_id(std::uint32_t i) noexcept { return 4 + 8 * i; }
-[[nodiscard]] constexpr std::uint32_t used_length(std::uint32_t i) noexcept { return 8 + 8 * i; }
-[[nodiscard]] constexpr std::uint32_t available_event(std::uint32_t size) noexcept {
+[[nodiscard]] constexpr std::size_t used_id(std::size_t i) noexcept { return 4 + 8 * i; }
+[[nodiscard]] constexpr std::size_t used_length(std::size_t i) noexcept { return 8 + 8 * i; }
+[[nodiscard]] constexpr std::size_t available_event(std::size_t size) noexcept {
   return 4 + 8 * size;
 }
 inline constexpr std::uint16_t no_notify = 1; ///< in used_flags
@@ -163,6 +158,13 @@ struct placement {
 [[nodiscard]] constexpr bool need_event(std::uint16_t event, std::uint16_t now,
                                         std::uint16_t old) noexcept {
   return static_cast<std::uint16_t>(now - event - 1) < static_cast<std::uint16_t>(now - old);
+}
+
+/// The same for indices that count on through 32 bits: whole rounds between two checks are not
+/// missed, since their difference is not cut to 16 bits.
+[[nodiscard]] constexpr bool need_event_since(std::uint16_t event, std::uint32_t now,
+                                              std::uint32_t old) noexcept {
+  return static_cast<std::uint16_t>(now - event - 1) < now - old;
 }
 
 } // namespace ballast

@@ -7,8 +7,10 @@
 #include <ballast/virtio/features.hpp>
 #include <ballast/virtqueue/chain.hpp>
 #include <ballast/virtqueue/layout.hpp>
+#include <ballast/virtqueue/split_rings.hpp>
 
 #include <bit>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 
@@ -21,6 +23,7 @@ struct driver_slot {
   std::uint16_t next = 0;        ///< in the free list, and along a chain
   std::uint16_t last = 0;        ///< the last descriptor of that chain
   std::uint16_t descriptors = 0; ///< of that chain; 0: no chain in flight starts here
+  std::uint16_t position = 0;    ///< of that chain in the available ring, modulo 2^16
 };
 
 /// A chain the device returned.
@@ -30,14 +33,45 @@ struct used_buffer {
   std::uint32_t length = 0;
 };
 
+/// A chain of a single buffer, for `add_each`.
+struct single_buffer {
+  buffer data;
+  bool is_writable = false;
+  std::uint64_t token = 0;
+};
+
+/// Guest memory for indirect tables: one of `entries` descriptors for each descriptor of the ring.
+struct indirect_tables {
+  guest_address address = 0; ///< 16-aligned
+  std::uint32_t entries = 0; ///< 0: none are used, every chain takes descriptors of the ring
+
+  [[nodiscard]] constexpr std::uint64_t bytes(std::uint32_t queue_size) const noexcept {
+    return std::uint64_t{queue_size} * entries * split::descriptor_size;
+  }
+};
+
+/// A driver's queue at rest, beside its slots: plain values, for `save` and `restore`.
+struct split_driver_state {
+  static constexpr std::uint32_t current_version = 1;
+  std::uint32_t version = current_version;
+  std::uint32_t size = 0;           ///< entries
+  std::uint16_t next_available = 0; ///< ring indices, modulo 2^16
+  std::uint16_t next_used = 0;
+  std::uint16_t notified = 0; ///< `next_available` when the device was last asked
+  std::uint16_t run_end = 0;  ///< IN_ORDER: what the used element read last stands for
+  std::uint32_t run_length = 0;
+  std::uint16_t first_free = 0;
+  std::uint16_t oldest = 0; ///< IN_ORDER: the head that comes back next
+  error cause = error::none;
+};
+
 /// The driver's side of a split virtqueue, in the byte order `E`.
 ///
 ///     std::array<driver_slot, 256> slots;
 ///     split_driver<my_memory> queue(slots);
 ///     queue.start(memory, layout, features);
 ///     queue.add(readable, writable, token);      // stages
-///     queue.publish();                           // one release store for all that is staged
-///     if (queue.should_notify()) ...;            // the caller rings
+///     if (queue.publish_and_ask()) ...;          // one release store for all; the caller rings
 ///     while (auto used = queue.pop_used()) ...;  // used->token, used->length
 ///
 /// The device is not trusted: the free list and the lengths are private, nothing that was written
@@ -51,52 +85,62 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
   constexpr explicit split_driver(std::span<driver_slot> slots) noexcept : slots_(slots) {}
 
   /// Begins a new life: forgets what was in flight, initialises the rings in memory, attaches.
+  /// `tables` are used for chains of two buffers and more where INDIRECT_DESC is in `features`.
   /// `first_index` is where both indices begin (0 on real devices).
-  /// Errors: `invalid_queue_size`, `storage_too_small`, the memory's; the queue is detached then.
+  /// Errors: `invalid_queue_size`, `storage_too_small`, the memory's, `memory_lost`; the queue is
+  /// detached then.
   constexpr result<void> start(M& memory, const queue_layout& layout, const feature_set& features,
-                               std::uint16_t first_index = 0) noexcept {
+                               std::uint16_t first_index = 0,
+                               const indirect_tables& tables = {}) noexcept {
     detach();
-    if (!split::is_valid_size(layout.size)) return error::invalid_queue_size;
-    if (layout.size > slots_.size()) return error::storage_too_small;
+    if (const auto mapped = map(memory, layout, features, tables); !mapped) return mapped;
+    // For writing, this once: the used ring is the device's from then on.
     auto used = memory.window(layout.device_area, split::used_ring_bytes(layout.size),
                               split::used_ring_alignment, access::write);
-    if (!used) return used.error();
-    if (const auto mapped = map(memory, layout, features); !mapped) return mapped;
-    size_ = layout.size;
+    if (!used) {
+      detach();
+      return used.error();
+    }
+    mask_ = layout.size - 1;
     next_available_ = published_ = notified_ = next_used_ = first_index;
+    run_end_ = first_index;
     cause_ = error::none;
-    in_flight_ = 0;
-    free_ = size_;
-    first_free_ = 0;
-    for (std::uint32_t i = 0; i < size_; ++i)
-      slots_[i] = {.next = static_cast<std::uint16_t>(i + 1 == size_ ? 0 : i + 1)};
+    free_ = layout.size;
+    first_free_ = oldest_ = 0;
+    for (std::uint32_t i = 0; i <= mask_; ++i)
+      slots_[i] = {.next = static_cast<std::uint16_t>((i + 1) & mask_)};
     const auto index = to_order<E>(first_index);
-    available_.template store<std::uint16_t>(split::available_flags, 0, order::relaxed);
-    available_.template store<std::uint16_t>(split::available_index, index, order::relaxed);
-    available_.template store<std::uint16_t>(split::used_event(size_), index, order::relaxed);
+    auto& available = rings_.available;
+    available.template store<std::uint16_t>(split::available_flags, 0, order::relaxed);
+    available.template store<std::uint16_t>(split::available_index, index, order::relaxed);
+    available.template store<std::uint16_t>(split::used_event(size()), index, order::relaxed);
     used->template store<std::uint16_t>(split::used_flags, 0, order::relaxed);
     used->template store<std::uint16_t>(split::used_index, index, order::relaxed);
-    used->template store<std::uint16_t>(split::available_event(size_), index, order::relaxed);
-    return {};
+    used->template store<std::uint16_t>(split::available_event(size()), index, order::relaxed);
+    if (memory.good()) return {};
+    detach();
+    return error::memory_lost;
   }
 
   /// Takes up the queue again where `detach` left it; it may lie elsewhere, of the same size.
   /// Errors: `already_attached`, `invalid_queue_size`, the memory's.
-  constexpr result<void> attach(M& memory, const queue_layout& layout,
-                                const feature_set& features) noexcept {
+  constexpr result<void> attach(M& memory, const queue_layout& layout, const feature_set& features,
+                                const indirect_tables& tables = {}) noexcept {
     if (is_attached()) return error::already_attached;
-    if (layout.size != size_ || size_ == 0) return error::invalid_queue_size;
-    return map(memory, layout, features);
+    if (layout.size != size() || size() == 0) return error::invalid_queue_size;
+    return map(memory, layout, features, tables);
   }
 
   /// Lets go of the memory and keeps the indices, what is in flight and the cause.
   constexpr void detach() noexcept { memory_ = nullptr; }
 
   [[nodiscard]] constexpr bool is_attached() const noexcept { return memory_ != nullptr; }
-  [[nodiscard]] constexpr std::uint32_t size() const noexcept { return size_; }
+  [[nodiscard]] constexpr std::uint32_t size() const noexcept { return mask_ + 1; }
   [[nodiscard]] constexpr std::uint32_t free_descriptors() const noexcept { return free_; }
   /// Chains the device has not returned yet, staged ones included.
-  [[nodiscard]] constexpr std::uint32_t in_flight() const noexcept { return in_flight_; }
+  [[nodiscard]] constexpr std::uint32_t in_flight() const noexcept {
+    return next_available_ - next_used_;
+  }
   /// Which bound the device broke; `error::none` while the queue works.
   [[nodiscard]] constexpr error cause() const noexcept { return cause_; }
 
@@ -104,46 +148,39 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
   /// the chain. Nothing changes where it fails.
   /// Errors: `queue_full`, `empty_chain`, `chain_too_long`, `chain_bytes_overflow`,
   /// `not_attached`, `memory_lost`, the cause of a broken queue.
-  constexpr result<void> add(std::span<const buffer> readable, std::span<const buffer> writable,
-                             std::uint64_t token) noexcept {
+  [[gnu::always_inline]] constexpr result<void> add(std::span<const buffer> readable,
+                                                    std::span<const buffer> writable,
+                                                    std::uint64_t token) noexcept {
+    if (readable.size() + writable.size() != 1) return add_chain(readable, writable, token);
     if (const error e = usable(); e != error::none) return e;
-    const std::uint64_t count = readable.size() + writable.size();
-    if (count == 0) return error::empty_chain;
-    if (count > size_) return error::chain_too_long;
-    if (count > free_) return error::queue_full;
-    const std::uint64_t writable_bytes = total_bytes(writable);
-    if (total_bytes(readable) + writable_bytes > 0xffff'ffff) return error::chain_bytes_overflow;
+    if (free_ == 0) return error::queue_full;
     if (!memory_->good()) return error::memory_lost;
-
-    const std::uint16_t head = first_free_;
-    std::uint16_t at = head, last = head;
-    std::uint64_t left = count;
-    const auto put = [&](const buffer& b, std::uint16_t flags) {
-      last = at;
-      at = slots_[at].next;
-      const bool has_next = --left != 0;
-      if (has_next) flags = static_cast<std::uint16_t>(flags | split::flag_next);
-      table_.template store<std::uint64_t>(split::descriptor_address(last), to_order<E>(b.address),
-                                           order::plain);
-      table_.template store<std::uint64_t>(
-          split::descriptor_rest(last),
-          split::pack<E>({b.length, flags, has_next ? at : std::uint16_t{0}}), order::plain);
-    };
-    for (const buffer& b : readable) put(b, 0);
-    for (const buffer& b : writable) put(b, split::flag_write);
-
-    driver_slot& slot = slots_[head];
-    slot.token = token;
-    slot.writable = static_cast<std::uint32_t>(writable_bytes);
-    slot.last = last;
-    slot.descriptors = static_cast<std::uint16_t>(count);
-    first_free_ = at;
-    free_ -= static_cast<std::uint32_t>(count);
-    ++in_flight_;
-    available_.template store<std::uint16_t>(split::available_entry(next_available_ & (size_ - 1)),
-                                             to_order<E>(head), order::plain);
-    ++next_available_;
+    const bool is_writable = readable.empty();
+    const single_buffer chain{is_writable ? writable[0] : readable[0], is_writable, token};
+    view ring{rings_, slots_.data(), mask_};
+    const std::uint32_t at = next_available_++;
+    --free_;
+    first_free_ = static_cast<std::uint16_t>(put_single(ring, at, first_free_, chain));
     return {};
+  }
+
+  /// Stages up to `count` chains of one buffer each, as `next() -> single_buffer` gives them; how
+  /// many there was room for. Errors: as `add`, without `queue_full`.
+  template <class Next>
+  [[gnu::always_inline]] constexpr result<std::uint32_t> add_each(std::uint32_t count,
+                                                                  Next&& next) noexcept {
+    if (const error e = usable(); e != error::none) return e;
+    if (!memory_->good()) return error::memory_lost;
+    if (count > free_) count = free_;
+    // In locals: members would be reloaded after every store to the ring.
+    view ring{rings_, slots_.data(), mask_};
+    std::uint32_t at = next_available_, head = first_free_;
+    for (const std::uint32_t end = at + count; at != end; ++at)
+      head = put_single(ring, at, head, next());
+    next_available_ = at;
+    first_free_ = static_cast<std::uint16_t>(head);
+    free_ -= count;
+    return count;
   }
 
   /// Makes all staged chains available to the device.
@@ -151,9 +188,9 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
   constexpr void publish() noexcept {
     if (!is_attached() || published_ == next_available_) return;
     published_ = next_available_;
-    available_.template store<std::uint16_t>(split::available_index,
-                                             to_order<E>(static_cast<std::uint16_t>(published_)),
-                                             order::release);
+    rings_.available.template store<std::uint16_t>(
+        split::available_index, to_order<E>(static_cast<std::uint16_t>(published_)),
+        order::release);
   }
 
   /// Whether the device wants an available buffer notification for what was published since the
@@ -162,101 +199,181 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
   /// pairs with the one in the device's `enable_notifications`.
   /// Spec: "Available Buffer Notification Suppression".
   [[nodiscard]] constexpr bool should_notify() noexcept {
-    if (!is_attached()) return false;
-    const std::uint32_t old = notified_;
-    if (old == published_) return false;
-    notified_ = published_;
+    const std::uint32_t old = notified_, now = published_;
+    if (old == now || !is_attached()) return false;
+    notified_ = now;
     memory_->fence();
-    if (!has_event_index_) {
-      const auto flags =
-          to_order<E>(used_.template load<std::uint16_t>(split::used_flags, order::relaxed));
-      return (flags & split::no_notify) == 0;
-    }
-    const auto event = to_order<E>(
-        used_.template load<std::uint16_t>(split::available_event(size_), order::relaxed));
-    if (published_ - old > 0xffff) return true; // the 16-bit comparison would miss a whole round
-    return need_event(event, static_cast<std::uint16_t>(published_),
-                      static_cast<std::uint16_t>(old));
+    if (has_event_index_)
+      return need_event_since(to_order<E>(rings_.used.template load<std::uint16_t>(
+                                  split::available_event(size()), order::relaxed)),
+                              now, old);
+    const auto flags =
+        to_order<E>(rings_.used.template load<std::uint16_t>(split::used_flags, order::relaxed));
+    return (flags & split::no_notify) == 0;
+  }
+
+  /// `publish`, then `should_notify`.
+  [[nodiscard]] [[gnu::always_inline]] constexpr bool publish_and_ask() noexcept {
+    publish();
+    return should_notify();
+  }
+
+  /// What an available buffer notification carries under NOTIFICATION_DATA; `id` is the queue's
+  /// index, or under NOTIF_CONFIG_DATA what the device gave for the queue.
+  /// Spec: "Driver notifications".
+  [[nodiscard]] constexpr std::uint32_t notification_data(std::uint16_t id) const noexcept {
+    return id | (published_ & 0xffff) << 16;
   }
 
   /// The next chain the device returned; its descriptors are free again.
   /// Ordering: an acquire load of the used index.
-  /// Errors: `queue_empty`, `not_attached`, `memory_lost`; `used_index_jump`,
-  /// `used_id_out_of_range`, `used_id_not_in_flight` break the queue.
-  [[nodiscard]] constexpr result<used_buffer> pop_used() noexcept {
-    if (const error e = usable(); e != error::none) return e;
-    const auto index =
-        to_order<E>(used_.template load<std::uint16_t>(split::used_index, order::acquire));
-    const auto returned = static_cast<std::uint16_t>(index - next_used_);
-    if (!memory_->good()) return error::memory_lost;
-    if (returned == 0) return error::queue_empty;
-    // What is staged but not published can't have been returned either.
-    if (returned > in_flight_ - (next_available_ - published_))
-      return broken(error::used_index_jump);
-    const std::uint32_t entry = next_used_ & (size_ - 1);
-    const auto id =
-        to_order<E>(used_.template load<std::uint32_t>(split::used_id(entry), order::plain));
-    const auto length =
-        to_order<E>(used_.template load<std::uint32_t>(split::used_length(entry), order::plain));
-    if (!memory_->good()) return error::memory_lost;
-    if (id >= size_) return broken(error::used_id_out_of_range);
-    driver_slot& slot = slots_[id];
-    if (slot.descriptors == 0) return broken(error::used_id_not_in_flight);
+  /// Errors: `queue_empty`, `not_attached`, `memory_lost`; these break the queue:
+  /// `used_index_jump`, `used_id_out_of_range`, `used_id_not_in_flight`, `used_out_of_order`.
+  [[nodiscard]] [[gnu::always_inline]] constexpr result<used_buffer> pop_used() noexcept {
+    const auto returned = look();
+    if (!returned) return returned.error();
+    if (*returned == 0) return error::queue_empty;
+    const view ring{rings_, slots_.data(), mask_};
+    progress to{next_used_, next_used_ + *returned, published_, free_, first_free_};
+    used_buffer popped;
+    const auto keep = [&](const used_buffer& b) { popped = b; };
+    const error failure = is_in_order_ ? take_in_order(ring, to, keep) : take_any(ring, to, keep);
+    if (failure != error::none) return failure;
+    next_used_ = to.at;
+    free_ = to.free;
+    first_free_ = static_cast<std::uint16_t>(to.first_free);
+    return popped;
+  }
 
-    // The chain's own links are still in the slots, so it goes back to the free list in one piece.
-    slots_[slot.last].next = first_free_;
-    first_free_ = static_cast<std::uint16_t>(id);
-    free_ += slot.descriptors;
-    slot.descriptors = 0;
-    --in_flight_;
-    ++next_used_;
-    return used_buffer{slot.token, length < slot.writable ? length : slot.writable};
+  /// Takes up to `budget` returned chains and hands each to `handle(const used_buffer&)`; how many.
+  /// The handler leaves this queue alone.
+  /// Ordering, errors: as `pop_used`, without `queue_empty`; what was handed out before stays so.
+  template <class Handler>
+  [[gnu::always_inline]] constexpr result<std::uint32_t> reclaim(std::uint32_t budget,
+                                                                 Handler&& handle) noexcept {
+    const auto returned = look();
+    if (!returned) return returned.error();
+    // In locals: members would be reloaded after every store to the ring.
+    const view ring{rings_, slots_.data(), mask_};
+    progress to{next_used_, next_used_ + *returned, published_, free_, first_free_};
+    const std::uint32_t end = to.at + (*returned < budget ? *returned : budget);
+    error failure = error::none;
+    if (is_in_order_)
+      while (to.at != end && failure == error::none) failure = take_in_order(ring, to, handle);
+    else
+      while (to.at != end && failure == error::none) failure = take_any(ring, to, handle);
+    const std::uint32_t done = to.at - next_used_;
+    next_used_ = to.at;
+    free_ = to.free;
+    first_free_ = static_cast<std::uint16_t>(to.first_free);
+    if (failure != error::none) return failure;
+    return done;
+  }
+
+  /// Hands every chain that the device still has, staged ones included, back to its owner:
+  /// `handle(token)`, in no order. For a queue that was reset (RING_RESET) or a device that is
+  /// gone; the queue is detached and wants a `start`.
+  template <class Handler> constexpr void drain(Handler&& handle) noexcept {
+    detach();
+    for (std::uint32_t i = 0; i < size(); ++i) {
+      if (slots_[i].descriptors == 0) continue;
+      slots_[i].descriptors = 0;
+      handle(slots_[i].token);
+    }
+    next_used_ = published_ = notified_ = next_available_;
+    mask_ = no_size;
+    free_ = 0;
   }
 
   /// Asks for a used buffer notification of the next returned chain; true where one is already
-  /// there, which is then not notified: pop again before sleeping.
+  /// there, which is then not notified: pop again before sleeping. False for a broken queue.
   /// Ordering: one full fence between the event word and the load of the used index; pairs with the
   /// one in the device's `should_notify`.
   [[nodiscard]] constexpr bool enable_notifications() noexcept {
-    if (!is_attached()) return false;
+    if (usable() != error::none) return false;
+    const auto next = to_order<E>(static_cast<std::uint16_t>(next_used_));
     if (has_event_index_)
-      available_.template store<std::uint16_t>(split::used_event(size_),
-                                               to_order<E>(static_cast<std::uint16_t>(next_used_)),
-                                               order::relaxed);
+      rings_.available.template store<std::uint16_t>(split::used_event(size()), next,
+                                                     order::relaxed);
     else
-      available_.template store<std::uint16_t>(split::available_flags, 0, order::relaxed);
+      rings_.available.template store<std::uint16_t>(split::available_flags, 0, order::relaxed);
     memory_->fence();
-    const auto index =
-        to_order<E>(used_.template load<std::uint16_t>(split::used_index, order::relaxed));
-    return index != static_cast<std::uint16_t>(next_used_);
+    const auto index = rings_.used.template load<std::uint16_t>(split::used_index, order::relaxed);
+    return index != next && memory_->good();
   }
 
   /// Says that notifications are not needed now: a hint, the device may notify all the same.
   /// With EVENT_IDX the flags stay 0 and the event word is simply left behind.
   constexpr void disable_notifications() noexcept {
     if (!is_attached() || has_event_index_) return;
-    available_.template store<std::uint16_t>(split::available_flags,
-                                             to_order<E>(split::no_interrupt), order::relaxed);
+    rings_.available.template store<std::uint16_t>(
+        split::available_flags, to_order<E>(split::no_interrupt), order::relaxed);
+  }
+
+  /// What `restore` needs; `slots` gets the first `size()` slots.
+  /// Errors: `wrong_state` (never started, or something is staged: publish), `buffer_too_small`.
+  [[nodiscard]] constexpr result<split_driver_state>
+  save(std::span<driver_slot> slots) const noexcept {
+    if (size() == 0 || published_ != next_available_) return error::wrong_state;
+    if (slots.size() < size()) return error::buffer_too_small;
+    for (std::uint32_t i = 0; i <= mask_; ++i) slots[i] = slots_[i];
+    return split_driver_state{.size = size(),
+                              .next_available = static_cast<std::uint16_t>(next_available_),
+                              .next_used = static_cast<std::uint16_t>(next_used_),
+                              .notified = static_cast<std::uint16_t>(notified_),
+                              .run_end = static_cast<std::uint16_t>(run_end_),
+                              .run_length = run_length_,
+                              .first_free = first_free_,
+                              .oldest = oldest_,
+                              .cause = cause_};
+  }
+
+  /// Takes up a queue that was saved; the rings in memory are as they were.
+  /// Errors: `state_version`, `state_invalid`, `already_attached`, those of `attach`; nothing
+  /// changes.
+  constexpr result<void> restore(M& memory, const queue_layout& layout, const feature_set& features,
+                                 const split_driver_state& state,
+                                 std::span<const driver_slot> slots,
+                                 const indirect_tables& tables = {}) noexcept {
+    if (is_attached()) return error::already_attached;
+    if (state.version != split_driver_state::current_version) return error::state_version;
+    const auto free = check_state(state, slots, features.test(feature::in_order));
+    if (!free || state.size != layout.size) return error::state_invalid;
+    if (const auto mapped = map(memory, layout, features, tables); !mapped) return mapped;
+    mask_ = state.size - 1;
+    next_used_ = state.next_used;
+    const auto after = [&](std::uint16_t index) {
+      return next_used_ + static_cast<std::uint16_t>(index - state.next_used);
+    };
+    next_available_ = published_ = after(state.next_available);
+    notified_ = published_ - static_cast<std::uint16_t>(state.next_available - state.notified);
+    run_end_ = after(state.run_end);
+    run_length_ = state.run_length;
+    first_free_ = state.first_free;
+    oldest_ = state.oldest;
+    cause_ = state.cause;
+    free_ = *free;
+    for (std::uint32_t i = 0; i <= mask_; ++i) slots_[i] = slots[i];
+    return {};
   }
 
  private:
-  constexpr result<void> map(M& memory, const queue_layout& layout,
-                             const feature_set& features) noexcept {
-    const auto table =
-        memory.window(layout.descriptor_area, split::descriptor_table_bytes(layout.size),
-                      split::descriptor_table_alignment, access::write);
-    if (!table) return table.error();
-    const auto available =
-        memory.window(layout.driver_area, split::available_ring_bytes(layout.size),
-                      split::available_ring_alignment, access::write);
-    if (!available) return available.error();
-    const auto used = memory.window(layout.device_area, split::used_ring_bytes(layout.size),
-                                    split::used_ring_alignment, access::read);
-    if (!used) return used.error();
-    table_ = *table;
-    available_ = *available;
-    used_ = *used;
+  static constexpr std::uint32_t no_size = 0xffff'ffff;
+
+  constexpr result<void> map(M& memory, const queue_layout& layout, const feature_set& features,
+                             const indirect_tables& tables) noexcept {
+    const auto rings = map_rings(memory, layout, queue_side::driver, slots_.size());
+    if (!rings) return rings.error();
+    indirect_ = features.test(feature::indirect_desc) ? tables : indirect_tables{};
+    if (indirect_.entries != 0) {
+      const auto window = memory.window(indirect_.address, indirect_.bytes(layout.size),
+                                        split::descriptor_table_alignment, access::write);
+      if (!window) return window.error();
+      indirect_window_ = *window;
+    }
+    rings_ = *rings;
     has_event_index_ = features.test(feature::event_idx);
+    is_in_order_ = features.test(feature::in_order);
     memory_ = &memory;
     return {};
   }
@@ -267,23 +384,261 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
 
   constexpr error broken(error why) noexcept { return cause_ = why; }
 
+  /// What stays the same over a batch.
+  struct view {
+    split_rings<M> rings;
+    driver_slot* slots = nullptr;
+    std::uint32_t mask = 0;
+  };
+
+  /// Puts a chain of one buffer into the free descriptor `head`; the next free one.
+  [[gnu::always_inline]] static constexpr std::uint32_t
+  put_single(view& ring, std::uint32_t at, std::uint32_t head,
+             const single_buffer& chain) noexcept {
+    driver_slot& slot = ring.slots[head];
+    const std::uint32_t next = slot.next;
+    slot.token = chain.token;
+    slot.writable = chain.is_writable ? chain.data.length : 0;
+    slot.last = static_cast<std::uint16_t>(head);
+    slot.descriptors = 1;
+    slot.position = static_cast<std::uint16_t>(at);
+    put_descriptor(ring.rings.table, head, chain.data, chain.is_writable ? split::flag_write : 0u,
+                   0);
+    put_available(ring, at, head);
+    return next;
+  }
+
+  [[gnu::always_inline]] static constexpr void put_available(view& ring, std::uint32_t at,
+                                                             std::uint32_t head) noexcept {
+    ring.rings.available.template store<std::uint16_t>(
+        split::available_entry(at & ring.mask), to_order<E>(static_cast<std::uint16_t>(head)),
+        order::plain);
+  }
+
+  [[gnu::always_inline]] static constexpr void put_descriptor(window_of<M>& table, std::size_t i,
+                                                              const buffer& data, unsigned flags,
+                                                              std::uint16_t next) noexcept {
+    table.template store<std::uint64_t>(split::descriptor_address(i), to_order<E>(data.address),
+                                        order::plain);
+    table.template store<std::uint64_t>(
+        split::descriptor_rest(i),
+        split::pack<E>({data.length, static_cast<std::uint16_t>(flags), next}), order::plain);
+  }
+
+  /// `add` of any chain but a single buffer.
+  [[gnu::noinline]] constexpr result<void> add_chain(std::span<const buffer> readable,
+                                                     std::span<const buffer> writable,
+                                                     std::uint64_t token) noexcept {
+    if (const error e = usable(); e != error::none) return e;
+    const std::uint64_t count = readable.size() + writable.size();
+    if (count == 0) return error::empty_chain;
+    if (count > size()) return error::chain_too_long;
+    const bool is_indirect = count <= indirect_.entries;
+    if (free_ < (is_indirect ? 1 : count)) return error::queue_full;
+    const std::uint64_t writable_bytes = total_bytes(writable);
+    if (total_bytes(readable) + writable_bytes > 0xffff'ffff) return error::chain_bytes_overflow;
+    if (!memory_->good()) return error::memory_lost;
+
+    const std::uint16_t head = first_free_;
+    driver_slot& slot = slots_[head];
+    slot.token = token;
+    slot.writable = static_cast<std::uint32_t>(writable_bytes);
+    slot.position = static_cast<std::uint16_t>(next_available_);
+    if (is_indirect) {
+      const std::size_t first = std::size_t{head} * indirect_.entries;
+      std::uint16_t i = 0;
+      link(readable, writable, [&](const buffer& b, unsigned flags) {
+        put_descriptor(indirect_window_, first + i, b, flags,
+                       (flags & split::flag_next) != 0 ? static_cast<std::uint16_t>(i + 1) : 0);
+        ++i;
+      });
+      const buffer table{indirect_.address + split::descriptor_address(first),
+                         static_cast<std::uint32_t>(split::descriptor_address(count))};
+      put_descriptor(rings_.table, head, table, split::flag_indirect, 0);
+      slot.last = head;
+      slot.descriptors = 1;
+      first_free_ = slot.next;
+    } else {
+      std::uint16_t at = head;
+      link(readable, writable, [&](const buffer& b, unsigned flags) {
+        slot.last = at;
+        const std::uint16_t next = slots_[at].next;
+        put_descriptor(rings_.table, at, b, flags, (flags & split::flag_next) != 0 ? next : 0);
+        at = next;
+      });
+      slot.descriptors = static_cast<std::uint16_t>(count);
+      first_free_ = at;
+    }
+    free_ -= slot.descriptors;
+    view ring{rings_, slots_.data(), mask_};
+    put_available(ring, next_available_, head);
+    ++next_available_;
+    return {};
+  }
+
+  /// Gives `put` each buffer of a chain with its flags, in order.
+  template <class Put>
+  static constexpr void link(std::span<const buffer> readable, std::span<const buffer> writable,
+                             Put&& put) noexcept {
+    std::size_t left = readable.size() + writable.size();
+    for (const buffer& b : readable) put(b, --left != 0 ? split::flag_next : 0u);
+    for (const buffer& b : writable)
+      put(b, (--left != 0 ? split::flag_next : 0u) | split::flag_write);
+  }
+
+  /// How far chains were taken back.
+  struct progress {
+    std::uint32_t at = 0;        ///< the next used element
+    std::uint32_t end = 0;       ///< how far the device has come
+    std::uint32_t published = 0; ///< how far the driver has
+    std::uint32_t free = 0;
+    std::uint32_t first_free = 0;
+  };
+
+  /// How many chains the device returned that were not taken back yet.
+  [[gnu::always_inline]] constexpr result<std::uint32_t> look() noexcept {
+    if (const error e = usable(); e != error::none) return e;
+    const auto index =
+        to_order<E>(rings_.used.template load<std::uint16_t>(split::used_index, order::acquire));
+    if (!memory_->good()) return error::memory_lost;
+    const std::uint32_t returned = static_cast<std::uint16_t>(index - next_used_);
+    // What is staged but not published can't have been returned either.
+    if (returned > published_ - next_used_) return broken(error::used_index_jump);
+    return returned;
+  }
+
+  struct used_element {
+    std::uint32_t id = 0;
+    std::uint32_t length = 0;
+  };
+
+  /// Reads the used element at `at`, once.
+  [[gnu::always_inline]] constexpr error read_used(const view& ring, std::uint32_t at,
+                                                   used_element& used) noexcept {
+    const std::uint32_t entry = at & ring.mask;
+    used.id = to_order<E>(
+        ring.rings.used.template load<std::uint32_t>(split::used_id(entry), order::plain));
+    used.length = to_order<E>(
+        ring.rings.used.template load<std::uint32_t>(split::used_length(entry), order::plain));
+    if (!memory_->good()) return error::memory_lost;
+    if (used.id > ring.mask) return broken(error::used_id_out_of_range);
+    return error::none;
+  }
+
+  /// Takes the chain that the next used element names; chains come back in any order.
+  template <class Handler>
+  [[gnu::always_inline]] constexpr error take_any(const view& ring, progress& to,
+                                                  Handler& handle) noexcept {
+    used_element used;
+    if (const error e = read_used(ring, to.at, used); e != error::none) return e;
+    driver_slot& slot = ring.slots[used.id];
+    // Of what is in flight, positions before `published` can be returned, later ones are staged.
+    const auto staged = static_cast<std::int16_t>(slot.position - to.published);
+    if (slot.descriptors == 0 || staged >= 0) return broken(error::used_id_not_in_flight);
+    // The chain's own links are still in the slots, so it goes back to the free list in one piece.
+    ring.slots[slot.last].next = static_cast<std::uint16_t>(to.first_free);
+    to.first_free = used.id;
+    give_back(slot, used.length, to, handle);
+    return error::none;
+  }
+
+  /// Takes the oldest chain: a used element stands for all up to the one it names.
+  template <class Handler>
+  [[gnu::always_inline]] constexpr error take_in_order(const view& ring, progress& to,
+                                                       Handler& handle) noexcept {
+    if (to.at == run_end_) {
+      used_element used;
+      if (const error e = read_used(ring, to.at, used); e != error::none) return e;
+      const driver_slot& named = ring.slots[used.id];
+      if (named.descriptors == 0) return broken(error::used_id_not_in_flight);
+      const std::uint32_t run = static_cast<std::uint16_t>(named.position - to.at) + 1u;
+      if (run > to.end - to.at) return broken(error::used_out_of_order);
+      run_end_ = to.at + run;
+      run_length_ = used.length;
+    }
+    driver_slot& slot = ring.slots[oldest_];
+    // Those that are skipped were written in full.
+    const std::uint32_t length = to.at + 1 == run_end_ ? run_length_ : slot.writable;
+    oldest_ = ring.slots[slot.last].next;
+    give_back(slot, length, to, handle);
+    return error::none;
+  }
+
+  template <class Handler>
+  [[gnu::always_inline]] static constexpr void give_back(driver_slot& slot, std::uint32_t length,
+                                                         progress& to, Handler& handle) noexcept {
+    to.free += slot.descriptors;
+    slot.descriptors = 0;
+    ++to.at;
+    handle(used_buffer{slot.token, length < slot.writable ? length : slot.writable});
+  }
+
+  /// Whether a saved state fits together; then how many descriptors are free. Each descriptor is in
+  /// one chain or in the free list, once.
+  [[nodiscard]] constexpr result<std::uint32_t> check_state(const split_driver_state& state,
+                                                            std::span<const driver_slot> slots,
+                                                            bool is_in_order) const noexcept {
+    const std::uint32_t size = state.size;
+    const auto since = [&](std::uint16_t index) {
+      return static_cast<std::uint16_t>(index - state.next_used);
+    };
+    const std::uint32_t in_flight = since(state.next_available);
+    if (!split::is_valid_size(size) || slots.size() < size || in_flight > size ||
+        since(state.run_end) > in_flight || !is_known(state.cause))
+      return error::state_invalid;
+
+    std::uint32_t seen[max_queue_size / 32]{};
+    const auto is_new = [&](std::uint32_t i) {
+      if (i >= size || ((seen[i / 32] >> (i % 32)) & 1) != 0) return false;
+      seen[i / 32] |= 1u << (i % 32);
+      return true;
+    };
+    std::uint32_t used = 0, chains = 0;
+    for (std::uint32_t head = 0; head < size; ++head) {
+      if (slots[head].descriptors == 0) continue;
+      ++chains;
+      used += slots[head].descriptors;
+      std::uint32_t last = head;
+      bool is_good = used <= size && since(slots[head].position) < in_flight && is_new(head);
+      for (std::uint32_t n = slots[head].descriptors; is_good && --n != 0;) {
+        last = slots[last].next;
+        is_good = is_new(last) && slots[last].descriptors == 0;
+      }
+      if (!is_good || last != slots[head].last) return error::state_invalid;
+    }
+    std::uint32_t at = state.first_free;
+    for (std::uint32_t n = used; n != size; ++n, at = slots[at].next)
+      if (!is_new(at)) return error::state_invalid;
+    if (chains != in_flight) return error::state_invalid;
+    if (!is_in_order) return size - used;
+    std::uint32_t head = state.oldest; // the chains lie one behind the other
+    for (std::uint32_t n = 0; n != in_flight; ++n, head = slots[slots[head].last].next)
+      if (head >= size || slots[head].descriptors == 0 || since(slots[head].position) != n)
+        return error::state_invalid;
+    if (head != state.first_free) return error::state_invalid;
+    return size - used;
+  }
+
   std::span<driver_slot> slots_;
   M* memory_ = nullptr;
-  window_of<M> table_;
-  window_of<M> available_;
-  window_of<M> used_;
-  // Indices count up through 32 bits; memory holds their low 16. 32 bits, since a 16-bit ring store
-  // could alias a 16-bit member and would force a reload.
-  std::uint32_t size_ = 0;
+  split_rings<M> rings_;
+  window_of<M> indirect_window_;
+  indirect_tables indirect_;
+  // Indices count up through 32 bits, memory holds their low 16: a 16-bit store to the ring could
+  // alias a 16-bit member and would force a reload.
+  std::uint32_t mask_ = no_size;     ///< the queue size less one
   std::uint32_t next_available_ = 0; ///< where the next chain goes
   std::uint32_t published_ = 0;      ///< what the device can see
   std::uint32_t notified_ = 0;       ///< `published_` at the last `should_notify`
   std::uint32_t next_used_ = 0;      ///< the next used element to read
+  std::uint32_t run_end_ = 0;        ///< IN_ORDER: what the used element read last stands for
+  std::uint32_t run_length_ = 0;
   std::uint32_t free_ = 0;
-  std::uint32_t in_flight_ = 0;
   std::uint16_t first_free_ = 0;
+  std::uint16_t oldest_ = 0; ///< IN_ORDER: the head that comes back next
   error cause_ = error::none;
   bool has_event_index_ = false;
+  bool is_in_order_ = false;
 };
 
 } // namespace ballast
