@@ -479,6 +479,35 @@ constexpr auto resets = [](auto check) {
 };
 BOTH("RT-26: a reset forgets the queues, the held buffer and the epoch", resets)
 
+constexpr auto queue_resets = [](auto check) {
+  bench<> b;
+  (void)b.activate();
+  b.put_statistic(statistic_tag::free_memory, 1);
+  check(b.send(2, {{b.data, 10}}));
+  (void)b.device.process(2, 8);
+  check(b.device.reset_queue(2).failure == error::none);
+  check(b.device.request_statistics().failure == error::no_statistics_buffer); // RT-60
+  check(b.device.process(2, 8).failure == error::invalid_queue_index);
+  check(b.device.reset_queue(7).failure == error::invalid_queue_index);
+  // The others go on.
+  b.put_pfns({4}, b.data + 64);
+  check(b.send(0, {{b.data + 64, 4}}));
+  check(b.device.process(0, 8).notify_queues == 1);
+  // Given back, smaller, with a buffer in it already.
+  b.layouts[2] = split::place(0x400, 4).layout;
+  check(b.queues[2].start(b.ram, b.layouts[2], b.features).has_value());
+  check(b.send(2, {{b.data, 10}}));
+  check(b.device.enable_queue(2, b.layouts[2]).failure == error::none);
+  check(b.device.take_statistics(0).has_value());
+  check(b.device.request_statistics().notify_queues == 4);
+  queue_layout outside = b.layouts[2];
+  outside.device_area = 0xf'0000;
+  check(b.device.enable_queue(2, outside).failure == error::not_guest_memory);
+  bench<> idle;
+  check(idle.device.enable_queue(0, idle.layouts[0]).failure == error::wrong_state);
+};
+BOTH("VR-2, RT-60: a queue that is reset is forgotten, and taken up again elsewhere", queue_resets)
+
 constexpr auto offers = [](auto check) {
   const bench<> plain;
   check(plain.device.offered_features() ==

@@ -33,6 +33,8 @@ struct complete {
   actions write_config(u32, const_bytes) noexcept { return {}; }
   template <class M> actions activate(const feature_set&, layouts, M&) noexcept { return {}; }
   actions process(u16, u32) noexcept { return {}; }
+  actions reset_queue(u16) noexcept { return {}; }
+  actions enable_queue(u16, const queue_layout&) noexcept { return {}; }
   void reset() noexcept {}
 };
 static_assert(device_model<complete, memory>);
@@ -71,8 +73,11 @@ struct write : complete { actions write_config(u32, const_bytes) noexcept = dele
 struct activation : complete { actions activate(const feature_set&, layouts, memory&) noexcept = delete; };
 struct processing : complete { actions process(u16, u32) noexcept = delete; };
 struct resetting : complete { void reset() noexcept = delete; };
+struct queue_resetting : complete { actions reset_queue(u16) noexcept = delete; };
+struct queue_enabling : complete { actions enable_queue(u16, const queue_layout&) noexcept = delete; };
 // clang-format on
 static_assert(rejected<id> && rejected<offered> && rejected<check> && rejected<count>);
+static_assert(rejected<queue_resetting> && rejected<queue_enabling>);
 static_assert(rejected<size_max> && rejected<size> && rejected<read>);
 static_assert(rejected<generation> && rejected<write> && rejected<activation>);
 static_assert(rejected<processing> && rejected<resetting>);

@@ -25,6 +25,7 @@ struct complete {
   void set_status(u8) noexcept {}
   u32 queue_size_max(u16) noexcept { return 8; }
   result<void> set_up_queue(u16, const queue_layout&) noexcept { return {}; }
+  result<void> reset_queue(u16) noexcept { return {}; }
   u32 config_generation() noexcept { return 0; }
   result<void> read_config(u32, bytes) noexcept { return {}; }
   result<void> write_config(u32, const_bytes) noexcept { return {}; }
@@ -56,13 +57,15 @@ struct reads_status : complete { u8 status() noexcept = delete; };
 struct sets_status : complete { void set_status(u8) noexcept = delete; };
 struct size_max : complete { u32 queue_size_max(u16) noexcept = delete; };
 struct set_up : complete { result<void> set_up_queue(u16, const queue_layout&) noexcept = delete; };
+struct reset_one : complete { result<void> reset_queue(u16) noexcept = delete; };
 struct generation : complete { u32 config_generation() noexcept = delete; };
 struct read : complete { result<void> read_config(u32, bytes) noexcept = delete; };
 struct write : complete { result<void> write_config(u32, const_bytes) noexcept = delete; };
 struct notification : complete { void notify(u16) noexcept = delete; };
 // clang-format on
 static_assert(rejected<id> && rejected<offered> && rejected<accepted> && rejected<reads_status>);
-static_assert(rejected<sets_status> && rejected<size_max> && rejected<set_up>);
+static_assert(rejected<sets_status> && rejected<size_max> && rejected<set_up> &&
+              rejected<reset_one>);
 static_assert(rejected<generation> && rejected<read> && rejected<write> && rejected<notification>);
 } // namespace missing
 

@@ -34,6 +34,8 @@ struct scripted_device {
 
   unsigned activations = 0;
   unsigned resets = 0;
+  unsigned queue_resets = 0;
+  actions enable_answer{};
   unsigned processed = 0;
   std::uint16_t last_queue = 0;
   std::uint32_t last_budget = 0;
@@ -74,6 +76,15 @@ struct scripted_device {
     last_queue = queue;
     last_budget = budget;
     return process_answer;
+  }
+  constexpr actions reset_queue(std::uint16_t queue) noexcept {
+    ++queue_resets;
+    last_queue = queue;
+    return {};
+  }
+  constexpr actions enable_queue(std::uint16_t queue, const queue_layout& layout) noexcept {
+    if (enable_answer.failure == error::none) active_sizes[queue] = layout.size;
+    return enable_answer;
   }
   constexpr void reset() noexcept { ++resets; }
 };
@@ -208,6 +219,37 @@ constexpr auto frozen = [](auto check) {
 };
 BOTH("a queue's geometry is frozen once it is enabled (RT-12)", frozen)
 
+constexpr auto ring_reset = [](auto check) {
+  machine m(15, {1, 32});
+  check(m.bus.reset_queue(0).error() == error::not_negotiated);
+  machine r;
+  r.device.offered.set(40);
+  r.bus.set_status(status::acknowledge);
+  r.bus.set_status(status::acknowledge | status::driver);
+  r.bus.set_driver_features({32, 40});
+  r.bus.set_status(11);
+  check(r.bus.set_up_queue(0, layout(64)).has_value());
+  check(r.bus.reset_queue(0).error() == error::wrong_state); // not live yet
+  r.bus.set_status(15);
+  check(r.bus.reset_queue(2).error() == error::invalid_queue_index); // was never set up
+  check(r.bus.reset_queue(3).error() == error::invalid_queue_index);
+  check(r.bus.reset_queue(0).has_value() && r.device.queue_resets == 1);
+  check(r.bus.reset_queue(0).error() == error::invalid_queue_index); // not twice
+  // VR-1: a queue that was reset is not processed, whoever notified it.
+  check(r.bus.process(0, 1).failure == error::invalid_queue_index && r.device.processed == 0);
+  check(r.bus.set_up_queue(2, layout(64)).error() == error::wrong_state);
+  check(r.bus.set_up_queue(0, layout(96)).error() == error::invalid_queue_size);
+  r.device.enable_answer = ballast::refused(error::not_guest_memory);
+  check(r.bus.set_up_queue(0, layout(128)).error() == error::not_guest_memory);
+  r.device.enable_answer = {.notify_queues = 1};
+  check(r.bus.set_up_queue(0, layout(128)).has_value()); // VR-5: another size
+  check(r.device.active_sizes[0] == 128);
+  (void)r.bus.take_actions();
+  check(r.bus.set_up_queue(0, layout(64)).error() == error::wrong_state);
+  check(r.bus.process(0, 1).failure == error::none && r.device.processed == 1);
+};
+BOTH("a queue can be reset and given back while the device is live (VR-1, VR-5, VR-6)", ring_reset)
+
 constexpr auto twice = [](auto check) {
   machine m(15);
   m.bus.set_status(15);
@@ -267,7 +309,7 @@ BOTH("features can't change after FEATURES_OK (IN-3)", late_features)
 constexpr auto transport_features = [](auto check) {
   machine m;
   m.device.offered = {1, 32, 34, 37, 38, 39, 40, 41, 43};
-  check(m.bus.device_features() == feature_set{1, 32, 34});
+  check(m.bus.device_features() == feature_set{1, 32, 34, 40});
   machine forced(3, {32, 43});
   forced.device.offered = {32, 43};
   forced.bus.set_status(11);

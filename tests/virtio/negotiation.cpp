@@ -60,6 +60,7 @@ struct scripted_transport {
     bits = kept;
   }
   constexpr std::uint32_t queue_size_max(std::uint16_t) noexcept { return 0; }
+  constexpr result<void> reset_queue(std::uint16_t) noexcept { return {}; }
   constexpr result<void> set_up_queue(std::uint16_t, const ballast::queue_layout&) noexcept {
     return {};
   }

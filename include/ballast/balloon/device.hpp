@@ -202,6 +202,22 @@ class device {
                                            : process_pages(*kind, budget);
   }
 
+  constexpr actions reset_queue(std::uint16_t index) noexcept {
+    const auto kind = kind_of(index);
+    if (!kind) return refused(kind.error());
+    queue_of(*kind).reset();
+    if (*kind == queue_kind::statistics) has_statistics_buffer_ = is_statistics_pending_ = false;
+    return {};
+  }
+
+  constexpr actions enable_queue(std::uint16_t index, const queue_layout& layout) noexcept {
+    const auto kind = kind_of(index);
+    if (!kind) return refused(kind.error());
+    if (is_active_.load() == 0) return refused(error::wrong_state);
+    const auto started = queue_of(*kind).start(*memory_, layout, negotiated_);
+    return started ? process(index, layout.size) : refused(started.error());
+  }
+
   constexpr void reset() noexcept {
     is_active_.store(0);
     inflate_.reset();

@@ -27,13 +27,15 @@ namespace ballast {
 ///   queue that was not set up. The device looks at every queue once (a driver may have made
 ///   buffers available, and even notified, before DRIVER_OK).
 /// - `process(queue, budget)`: handles at most `budget` buffers of one queue.
+/// - `reset_queue(queue)`, `enable_queue(queue, layout)`: one queue is taken from the device and
+///   given to it again, maybe elsewhere and of another size, while the others go on (RING_RESET).
 /// - `reset()`: back to the state after construction, except what belongs to the host (the target).
 template <class D, class M>
 concept device_model =
     guest_memory<M> &&
-    requires(D& d, const D& c, const feature_set& f, std::span<const queue_layout> queues, M& m,
-             std::uint16_t queue, std::uint32_t n, std::span<std::byte> to,
-             std::span<const std::byte> from) {
+    requires(D& d, const D& c, const feature_set& f, std::span<const queue_layout> queues,
+             const queue_layout& layout, M& m, std::uint16_t queue, std::uint32_t n,
+             std::span<std::byte> to, std::span<const std::byte> from) {
       { c.device_id() } noexcept -> std::same_as<std::uint32_t>;
       { c.offered_features() } noexcept -> std::same_as<feature_set>;
       { c.check_features(f) } noexcept -> std::same_as<result<void>>;
@@ -45,6 +47,8 @@ concept device_model =
       { d.write_config(n, from) } noexcept -> std::same_as<actions>;
       { d.activate(f, queues, m) } noexcept -> std::same_as<actions>;
       { d.process(queue, n) } noexcept -> std::same_as<actions>;
+      { d.reset_queue(queue) } noexcept -> std::same_as<actions>;
+      { d.enable_queue(queue, layout) } noexcept -> std::same_as<actions>;
       { d.reset() } noexcept -> std::same_as<void>;
     };
 

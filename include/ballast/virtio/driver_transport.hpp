@@ -17,7 +17,10 @@ namespace ballast {
 ///
 /// - `status()`, `set_status(bits)`: the device status byte; writing 0 resets the device.
 /// - `queue_size_max(queue)`: entries, 0 where the queue is not available.
-/// - `set_up_queue(queue, layout)`: size and addresses, then enabled. Before DRIVER_OK only.
+/// - `set_up_queue(queue, layout)`: size and addresses, then enabled. Before DRIVER_OK, or after
+///   `reset_queue`.
+/// - `reset_queue(queue)`: takes a queue from the live device; when it returns without an error the
+///   device touches it no more (RING_RESET).
 /// - `read_config`, `write_config`: bytes at an offset; fields are read and written at their width.
 /// - `notify(queue)`: an available buffer notification. Drivers never call it: they return
 ///   `actions`, and whoever runs the driver rings.
@@ -33,6 +36,7 @@ concept driver_transport =
       { t.set_status(bits) } noexcept;
       { t.queue_size_max(queue) } noexcept -> std::same_as<std::uint32_t>;
       { t.set_up_queue(queue, layout) } noexcept -> std::same_as<result<void>>;
+      { t.reset_queue(queue) } noexcept -> std::same_as<result<void>>;
       { t.config_generation() } noexcept -> std::same_as<std::uint32_t>;
       { t.read_config(offset, to) } noexcept -> std::same_as<result<void>>;
       { t.write_config(offset, from) } noexcept -> std::same_as<result<void>>;

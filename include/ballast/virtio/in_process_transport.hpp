@@ -41,9 +41,9 @@ class in_process_transport {
 
   /// Features that change how the two sides talk and that this transport does not carry out; they
   /// are never offered. Spec: "Feature Bits".
-  static constexpr feature_set unsupported_features{
-      feature::sr_iov,     feature::notification_data, feature::notif_config_data,
-      feature::ring_reset, feature::admin_vq,          feature::suspend};
+  static constexpr feature_set unsupported_features{feature::sr_iov, feature::notification_data,
+                                                    feature::notif_config_data, feature::admin_vq,
+                                                    feature::suspend};
 
   constexpr in_process_transport(Device& device, M& memory) noexcept
       : device_(&device), memory_(&memory) {}
@@ -100,7 +100,8 @@ class in_process_transport {
   [[nodiscard]] constexpr result<void> set_up_queue(std::uint16_t queue,
                                                     const queue_layout& layout) noexcept {
     if (queue >= queue_count()) return error::invalid_queue_index;
-    if (!status_.is_accepting_queues(accepted_) || queues_[queue].size != 0)
+    const bool is_again = status_.is_live() && is_reset_[queue];
+    if ((!is_again && !status_.is_accepting_queues(accepted_)) || queues_[queue].size != 0)
       return error::wrong_state;
     const std::uint32_t size_max = queue_size_max(queue);
     if (size_max == 0) return error::queue_unavailable;
@@ -108,7 +109,26 @@ class in_process_transport {
       return error::invalid_queue_size;
     if (!accepted_.test(feature::ring_packed) && !std::has_single_bit(layout.size))
       return error::invalid_queue_size;
+    if (is_again) {
+      const actions done = carry_out(device_->enable_queue(queue, layout));
+      pending_ |= done;
+      if (done.failure != error::none) return done.failure;
+      is_reset_[queue] = false;
+    }
     queues_[queue] = layout;
+    return {};
+  }
+
+  /// Takes a queue from the live device; `set_up_queue` gives it back.
+  /// Errors: `not_negotiated` (RING_RESET), `wrong_state`, `invalid_queue_index` (no such queue, or
+  /// not one that is enabled). Spec: "Virtqueue Reset".
+  [[nodiscard]] constexpr result<void> reset_queue(std::uint16_t queue) noexcept {
+    if (!accepted_.test(feature::ring_reset)) return error::not_negotiated;
+    if (!status_.is_live()) return error::wrong_state;
+    if (queue >= queue_count() || queues_[queue].size == 0) return error::invalid_queue_index;
+    pending_ |= carry_out(device_->reset_queue(queue));
+    queues_[queue] = {};
+    is_reset_[queue] = true;
     return {};
   }
 
@@ -203,6 +223,7 @@ class in_process_transport {
     device_->reset();
     accepted_ = {};
     for (queue_layout& queue : queues_) queue = {};
+    for (bool& is_reset : is_reset_) is_reset = false;
     pending_ = {};
     (void)notified_.exchange(0);
     // Last: a status of 0 says that nothing is notified and no queue is touched any more.
@@ -214,6 +235,7 @@ class in_process_transport {
   device_status status_;
   feature_set accepted_;
   queue_layout queues_[max_queues]{};
+  bool is_reset_[max_queues]{}; ///< taken from the live device and not given back yet
   shared_value<std::uint64_t> notified_;
   actions pending_;
 };

@@ -59,6 +59,33 @@ class chain {
   return sum;
 }
 
+/// Hands out where buffers lie, without copying: `sink(memory_segment)` for each piece that can be
+/// pointed at, in order. Bytes handed out; buffers of no bytes give no piece.
+/// Errors: `not_guest_memory`, `access_not_allowed`: a buffer is not all memory that allows `k`, or
+/// can't be pointed at; `memory_lost`. The pieces before were handed out.
+template <guest_memory M, class Sink>
+[[nodiscard]] constexpr result<std::uint64_t>
+for_each_segment(M& memory, std::span<const buffer> buffers, access k, Sink&& sink) noexcept {
+  std::uint64_t done = 0;
+  for (const buffer& b : buffers) {
+    std::uint64_t at = b.address, left = b.length;
+    while (left != 0) {
+      const memory_segment piece = memory.segment(at, left, k);
+      if (piece.size == 0 || piece.data == nullptr) {
+        if (!memory.good()) return error::memory_lost;
+        const bool is_readable = memory.segment(at, left, access::read).size != 0;
+        return is_readable ? error::access_not_allowed : error::not_guest_memory;
+      }
+      const std::uint64_t size = piece.size < left ? piece.size : left;
+      sink(memory_segment{piece.data, size});
+      at += size;
+      left -= size;
+      done += size;
+    }
+  }
+  return done;
+}
+
 /// Reads buffers as one run of bytes: a device may not depend on how the driver cut it.
 /// Spec: "Message Framing".
 template <guest_memory M> class buffer_reader {

@@ -150,6 +150,23 @@ struct placement {
   return {at, at.device_area + used_ring_bytes(size)};
 }
 
+/// The contiguous layout of the legacy interface: the used ring begins at the next multiple of
+/// `alignment`, all of it is a multiple long. `base` is where the driver put it (page frame number
+/// times page size). Errors: `invalid_queue_size`, `misaligned` (`alignment` or `base`).
+/// Spec: "Legacy Interfaces: A Note on Virtqueue Layout".
+[[nodiscard]] constexpr result<placement> place_legacy(guest_address base, std::uint32_t size,
+                                                       std::uint32_t alignment) noexcept {
+  if (!is_valid_size(size)) return error::invalid_queue_size;
+  if (!std::has_single_bit(alignment) || alignment < descriptor_table_alignment ||
+      base % alignment != 0)
+    return error::misaligned;
+  const auto align = [&](guest_address a) { return (a + alignment - 1) & ~(alignment - 1ull); };
+  queue_layout at{.size = size, .descriptor_area = base};
+  at.driver_area = base + descriptor_table_bytes(size);
+  at.device_area = align(at.driver_area + available_ring_bytes(size));
+  return placement{at, align(at.device_area + used_ring_bytes(size))};
+}
+
 } // namespace split
 
 /// Whether a side that asked to be told at `event` is due a notification, now that the other side's
