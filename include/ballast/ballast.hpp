@@ -17,6 +17,7 @@
 #include <ballast/endian.hpp>
 #include <ballast/memory/array_memory.hpp>
 #include <ballast/memory/direct_memory.hpp>
+#include <ballast/memory/dirty_memory.hpp>
 #include <ballast/memory/fence.hpp>
 #include <ballast/memory/guest_memory.hpp>
 #include <ballast/result.hpp>
