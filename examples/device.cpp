@@ -68,11 +68,11 @@ int main() {
   // README
 
   actions due = device.set_target(4096); // 16 MiB
-  while (due.config_changed || due.notify_queues != 0) {
+  while (due.failure == error::none && (due.config_changed || due.notify_queues != 0)) {
     // What is an interrupt in a VMM.
     carry_out(due.config_changed ? driver.on_config_change() : driver.step(), driver, transport);
     due = transport.take_actions();
-    for (std::uint64_t queues = transport.take_notified(); queues != 0;) {
+    for (std::uint64_t queues = due.more_work | transport.take_notified(); queues != 0;) {
       const auto queue = static_cast<std::uint16_t>(std::countr_zero(queues));
       const actions done = transport.process(queue, 64);
       queues = (queues & (queues - 1)) | done.more_work;

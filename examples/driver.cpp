@@ -76,7 +76,7 @@ int main() {
   const auto wait = [&] {
     actions due = device.set_target(32);
     due |= transport.take_actions();
-    for (std::uint64_t queues = transport.take_notified(); queues != 0;) {
+    for (std::uint64_t queues = due.more_work | transport.take_notified(); queues != 0;) {
       const actions done =
           transport.process(static_cast<std::uint16_t>(std::countr_zero(queues)), 64);
       queues = (queues & (queues - 1)) | done.more_work;

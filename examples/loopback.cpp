@@ -121,6 +121,10 @@ void check_pages(const page_check& found, complaints& wrong) {
   expect_none(found.misplaced, "were given back that were not in the balloon");
 }
 
+void flush_output(complaints& wrong) {
+  if (std::fflush(stdout) != 0) wrong.add(std::string("standard output: ") + std::strerror(errno));
+}
+
 /// The balloon there and back. Whether it went all the way; what was not right is in `wrong`.
 bool exercise(machine& both, const guest_ram& ram, const options& chosen, report& found,
               complaints& wrong) {
@@ -128,7 +132,7 @@ bool exercise(machine& both, const guest_ram& ram, const options& chosen, report
   if (e == ending::done) {
     check_inflated(found, wrong);
     chosen.is_json ? print_json(found) : print_text(found);
-    std::fflush(stdout);
+    flush_output(wrong);
     e = deflate(both, found.actual_pages);
     check_device(both.counters(), wrong);
   }
@@ -175,9 +179,8 @@ int run(const options& chosen) {
                found.actual_pages);
   std::fprintf(out, "resident memory of the guest is %s again\n",
                human_size(resident_bytes(ram).value_or(0)).c_str());
-  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return 0;
-  wrong.add(std::string("standard output: ") + std::strerror(errno));
-  return 1;
+  flush_output(wrong);
+  return wrong.are_none() ? 0 : 1;
 }
 
 } // namespace

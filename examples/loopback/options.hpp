@@ -27,10 +27,14 @@ is deflated and every page is looked at.
   --memory SIZE  guest memory, all of it touched before the start (default: 1G)
   --target SIZE  how large the balloon gets (default: half of the guest memory)
   --json         one JSON object alone on standard output; everything else on standard error
-  --help         this text
+  --help, -h     this text
 
 SIZE is a number of bytes, or of KiB, MiB or GiB with a K, M or G behind it: a multiple of 4096.
-SIGINT and SIGTERM (Ctrl-C) deflate the balloon before the program ends.
+SIGINT and SIGTERM (Ctrl-C) deflate the balloon, then the program ends by that signal.
+
+The JSON object: memory_bytes, target_bytes, resident_before_bytes, resident_after_bytes,
+actual_pages (of 4096 bytes, at the target), pages_per_second, statistics {name: value, in bytes or
+events since boot}, verdict {level, rule, because, rates {name: per second}}.
 
 Exit status: 0 the resident memory fell by the size of the balloon, and every page came back usable;
 1 it did not; 2 a bad option, or a size that is not possible on this machine.
@@ -61,7 +65,8 @@ struct options {
 [[nodiscard]] inline std::uint64_t size_argument(const char* option, const char* text) {
   const auto size = parse_size(text);
   const std::string argument = std::string(option) + " " + text;
-  if (!size) usage_error(argument + ": not a size, like 65536, 64K, 512M or 1G");
+  if (!size)
+    usage_error(argument + ": not a size below 2^64 in bytes, or with K, M or G behind it");
   if (*size % ballast::balloon::page_size != 0) usage_error(argument + ": not a multiple of 4096");
   return *size;
 }
@@ -87,9 +92,11 @@ inline void check_sizes(const options& chosen, std::uint64_t kept) {
                                  {"json", no_argument, nullptr, 'j'},
                                  {"help", no_argument, nullptr, 'h'},
                                  {}};
+  static char own_name[] = "loopback";
+  if (count > 0) arguments[0] = own_name; // for getopt's messages
   options chosen;
   std::optional<std::uint64_t> target;
-  for (int found = 0; (found = getopt_long(count, arguments, "", known, nullptr)) != -1;) {
+  for (int found = 0; (found = getopt_long(count, arguments, "h", known, nullptr)) != -1;) {
     switch (found) {
     case 'm': chosen.memory = size_argument("--memory", optarg); break;
     case 't': target = size_argument("--target", optarg); break;

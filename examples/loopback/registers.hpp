@@ -41,6 +41,10 @@ class registers : public balloon_transport {
     const std::scoped_lock hold(lock_);
     return balloon_transport::set_up_queue(queue, layout);
   }
+  [[nodiscard]] ballast::result<void> reset_queue(std::uint16_t queue) noexcept {
+    const std::scoped_lock hold(lock_);
+    return balloon_transport::reset_queue(queue);
+  }
   void set_status(std::uint8_t bits) noexcept {
     const std::scoped_lock hold(lock_);
     balloon_transport::set_status(bits);

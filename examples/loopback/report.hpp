@@ -96,7 +96,7 @@ inline void print_verdict(const report& r) {
   std::printf("  rule                   %s (%s)\n", id(v.rule), name(v.rule));
   const bool has_cause = v.because.what != ballast::balloon::cause::kind::nothing;
   std::printf("  because of             %s\n",
-              has_cause ? name(v.because) : "nothing: no counter moved");
+              has_cause ? name(v.because) : "nothing: no stall, scan or kill");
   std::printf("  self-inflicted         %s\n",
               v.is_self_inflicted ? "yes: the balloon grew in this window" : "no");
   if (v.is_degraded)

@@ -117,16 +117,21 @@ class vmm {
     if (poll(fds, std::size(fds), static_cast<int>(wait.count())) == 0)
       return ending::nothing_happened;
     if (fds[2].revents != 0) return ending::interrupted;
+    std::uint64_t queues = 0;
     if (bells_->registers.take()) {
       const std::scoped_lock hold(registers_.lock());
-      carry_out(registers_.take_actions());
+      auto due = registers_.take_actions();
+      // A register write that was refused is the guest's own affair.
+      if (!due.needs_reset) due.failure = ballast::error::none;
+      carry_out(due);
+      queues = due.more_work;
     }
-    if (bells_->available.take()) process_notified();
+    if (bells_->available.take()) queues |= registers_.take_notified();
+    process(queues);
     return ending::done;
   }
 
-  void process_notified() noexcept {
-    std::uint64_t queues = registers_.take_notified();
+  void process(std::uint64_t queues) noexcept {
     for (unsigned queue = 0; queues != 0; queue = (queue + 1) % 64) {
       const std::uint64_t bit = std::uint64_t{1} << queue;
       if ((queues & bit) == 0) continue;

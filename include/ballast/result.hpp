@@ -7,7 +7,7 @@
 namespace ballast {
 
 /// What went wrong, and which bound was broken. The numbers are stable: logs and saved state may
-/// keep them. New ones are appended inside their group.
+/// keep them. New ones are appended inside their group; a missing number is never used again.
 enum class error : std::uint16_t {
   none = 0,
 
@@ -79,7 +79,7 @@ enum class error : std::uint16_t {
   status_bit_of_device = 113,  ///< the driver set a status bit that only the device sets
 
   // Balloon.
-  page_out_of_range = 128, ///< a PFN outside guest memory
+  page_out_of_range = 128, ///< an address of 16 TiB or more has no PFN
 };
 
 /// A short text for `e`, without a full stop; null for a number that is none of the enumerators.
@@ -97,7 +97,7 @@ enum class error : std::uint16_t {
   case error::chain_not_in_flight: return "chain is not in flight";
   case error::empty_chain: return "chain without a buffer";
   case error::chain_too_long: return "chain has more buffers than the queue has descriptors";
-  case error::target_too_large: return "target is larger than the balloon can be";
+  case error::target_too_large: return "target is larger than allowed";
   case error::no_request_pending: return "no statistics request is pending";
   case error::no_statistics_buffer: return "driver has made no statistics buffer available";
   case error::not_negotiated: return "feature was not negotiated";
@@ -143,7 +143,7 @@ enum class error : std::uint16_t {
   case error::wrong_device_id: return "another type of device";
   case error::reset_incomplete: return "device did not finish its reset";
   case error::status_bit_of_device: return "status bit that only the device sets";
-  case error::page_out_of_range: return "page frame number outside guest memory";
+  case error::page_out_of_range: return "address has no page frame number";
   }
   return nullptr;
 }

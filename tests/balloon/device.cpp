@@ -399,6 +399,95 @@ constexpr auto statistics_outside = [](auto check) {
 };
 BOTH("statistics outside memory break the queue and give no snapshot", statistics_outside)
 
+constexpr auto failed_read = [](auto check) {
+  bench<> b;
+  (void)b.activate();
+  b.put_statistic(statistic_tag::free_memory, 1);
+  check(b.send(2, {{b.data, 10}}));
+  (void)b.device.process(2, 8); // a snapshot that nobody has taken yet
+  b.put_statistic(statistic_tag::free_memory, 2);
+  check(b.send(2, {{b.data, 10}, {0xffff'ffff'ffff'fff0, 10}}));
+  check(b.device.process(2, 8).failure == error::not_guest_memory);
+  const auto s = b.device.take_statistics(0);
+  check(s && s->value(statistic_tag::free_memory) == 1); // of the buffer that was read whole
+  check(!b.device.take_statistics(0));
+};
+BOTH("statistics that can't be read whole change no snapshot", failed_read)
+
+constexpr auto answered_twice = [](auto check) {
+  bench<> b;
+  (void)b.activate();
+  b.put_statistic(statistic_tag::free_memory, 1);
+  check(b.send(2, {{b.data, 10}}));
+  (void)b.device.process(2, 8);
+  (void)b.device.take_statistics(0);
+  (void)b.device.request_statistics();
+  check(b.queues[2].pop_used().has_value());
+  b.put_statistic(statistic_tag::free_memory, 2);
+  check(b.send(2, {{b.data, 10}}));
+  check(b.send(2, {{b.data, 10}}));
+  (void)b.device.process(2, 8);
+  check(b.device.take_statistics(0)->is_solicited);
+};
+BOTH("RT-35: a duplicate does not take the answer away from one who waits", answered_twice)
+
+constexpr auto old_actual = [](auto check) {
+  bench<> b;
+  (void)b.activate();
+  const auto twenty = std::bit_cast<std::array<std::byte, 4>>(le32(20u));
+  check(b.device.write_config(4, twenty) == actions{});
+  b.put_statistic(statistic_tag::free_memory, 1);
+  check(b.send(2, {{b.data, 10}}));
+  (void)b.device.process(2, 8);
+  check(b.device.take_statistics(0)->actual_pages == 20);
+  b.device.reset(); // the guest reboots; its driver has written nothing yet
+  b.start_queues();
+  check(b.send(2, {{b.data, 10}}));
+  (void)b.activate();
+  check(b.device.actual() == 20);                        // as last written
+  check(b.device.take_statistics(0)->actual_pages == 0); // but no balloon of this guest
+};
+BOTH("a snapshot knows no balloon size of before a reset", old_actual)
+
+constexpr auto masked = [](auto check) {
+  const bench<> b({.offered = {balloon::feature::stats_vq, balloon::feature::free_page_hint,
+                               balloon::feature::page_poison, balloon::feature::page_reporting,
+                               feature::ring_packed, feature::access_platform, 6}});
+  check(b.device.offered_features() == feature_set{balloon::feature::stats_vq, feature::version_1});
+  check(b.device.queue_count() == 3 && b.device.config_size() == 8);
+};
+BOTH("FT-8: what the device can't do is not offered, whatever the options say", masked)
+
+constexpr auto much_at_once = [](auto check) {
+  bench<> b({.buffer_pfns_max = 1});
+  for (std::uint32_t i = 0; i < 8; ++i) {
+    b.put_pfns({4 + i}, b.data + 4 * i);
+    check(b.send(0, {{b.data + 4 * i, 4}}));
+  }
+  check(b.activate() == actions{.notify_queues = 1, .more_work = 1});
+  check(b.device.counters().inflated_pages == 4);
+  check(b.device.process(0, 8).more_work == 0);
+  check(b.device.counters().inflated_pages == 8);
+};
+BOTH("RT-9: an activation does a bounded amount of work", much_at_once)
+
+constexpr auto moved = [](auto check) {
+  bench<> b;
+  (void)b.activate();
+  b.put_statistic(statistic_tag::free_memory, 1);
+  check(b.send(2, {{b.data, 10}}));
+  (void)b.device.process(2, 8);
+  b.device.detach();
+  check(b.device.process(0, 8).failure == error::invalid_queue_index);
+  ram_type other = b.ram; // the same contents, mapped elsewhere
+  check(b.device.attach(b.layouts, other).has_value());
+  check(b.device.request_statistics() == actions{.notify_queues = 4}); // still held
+  check(b.queues[2].pop_used().error() == error::queue_empty);         // went to the other memory
+  bench<> idle;
+  check(idle.device.attach(idle.layouts, idle.ram).error() == error::wrong_state);
+};
+BOTH("detach and attach keep what the device holds while the memory map changes", moved)
+
 constexpr auto no_statistics = [](auto check) {
   bench<> b;
   b.features = {feature::version_1};

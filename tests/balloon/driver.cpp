@@ -263,6 +263,81 @@ constexpr auto hostile_device = [](auto check) {
 };
 BOTH("a device that breaks a ring stops the driver until it starts again", hostile_device)
 
+constexpr auto spurious = [](auto check) {
+  for (std::uint16_t queue = 0; queue < 2; ++queue) {
+    bench b;
+    check(b.settle(b.driver.start()));
+    // The driver's rings: each 4 entries, then its array; the device returns what it never got.
+    const auto first = split::place(0, 4);
+    const guest_address array = (first.end + 15) & ~15ull;
+    const guest_address base =
+        queue == 0 ? 0 : (array + bench::driver_type::array_bytes + 15) & ~15ull;
+    const auto one = std::bit_cast<std::array<std::byte, 2>>(le16(std::uint16_t{1}));
+    (void)b.ram.write(split::place(base, 4).layout.device_area + split::used_index, one);
+    const actions due = b.driver.step();
+    check(due.needs_reset && due.failure == error::used_index_jump);
+    check(due.more_work == 0); // and does not keep the driver awake for ever
+  }
+};
+BOTH("a used index that moves on an idle queue breaks it", spurious)
+
+constexpr auto lower_target = [](auto check) {
+  const feature_set with{balloon::feature::deflate_on_oom};
+  bench b({.offered = with}, {.accepted = with});
+  (void)b.device.set_target(10);
+  check(b.settle(b.driver.start()));
+  (void)b.device.set_target(4); // announced, and before the driver is told:
+  check(b.settle(b.driver.deflate_on_oom(1)));
+  check(b.driver.actual() == 9);
+  check(b.settle(b.driver.on_config_change()));
+  check(b.driver.actual() == 4);
+  check(b.driver.deflate_on_oom(0).failure == error::queue_empty); // did nothing ...
+  (void)b.device.set_target(6);
+  check(b.settle(b.driver.on_config_change()));
+  check(b.driver.actual() == 6);
+};
+BOTH("an out-of-memory deflation does not hold up a lower target", lower_target)
+
+constexpr auto refused_oom = [](auto check) {
+  const feature_set with{balloon::feature::deflate_on_oom};
+  bench b({.offered = with}, {.accepted = with});
+  check(b.settle(b.driver.start()));
+  const std::array<std::uint32_t, 1> extra{30};
+  (void)b.device.set_target(21); // one more than there is
+  check(b.settle(b.driver.on_config_change()));
+  check(b.driver.actual() == 20);
+  (void)b.device.set_target(0);
+  check(b.settle(b.driver.on_config_change()));
+  (void)b.device.set_target(21);
+  check(b.driver.deflate_on_oom(1).failure == error::queue_empty);
+  check(b.settle(b.driver.on_config_change()));
+  b.pages.release(extra);
+  check(b.settle(b.driver.step())); // still inflating: what was refused changed nothing
+  check(b.driver.actual() == 21);
+};
+BOTH("an out-of-memory deflation that is refused changes nothing", refused_oom)
+
+constexpr auto not_live = [](auto check) {
+  bench b({.requires_must_tell_host = true}, {.accepted = {balloon::feature::stats_vq}});
+  check(b.driver.step().failure == error::wrong_state); // before any start
+  check(b.driver.start().failure == error::features_rejected);
+  (void)b.device.set_target(5);
+  check(b.driver.on_config_change().failure == error::wrong_state);
+  check(b.driver.step().failure == error::wrong_state);
+  check(b.pages.free() == 20);
+};
+BOTH("IN-4: a driver whose start failed does nothing until the next", not_live)
+
+constexpr auto unknown_features = [](auto check) {
+  bench b({}, {.accepted = {balloon::feature::stats_vq, feature::ring_packed,
+                            balloon::feature::page_reporting, feature::event_idx}});
+  check(b.settle(b.driver.start()));
+  check(b.driver.negotiated_features() ==
+        feature_set{balloon::feature::stats_vq, feature::event_idx, feature::version_1});
+  check(!bench::driver_type::supported.test(feature::ring_packed));
+};
+BOTH("FT-3: a driver accepts only what it can do, whatever the options say", unknown_features)
+
 constexpr auto scribble = [](auto check) {
   bench b;
   check(b.settle(b.driver.start()));

@@ -19,17 +19,51 @@ status() {
   [ $got -eq "$wanted" ] || { echo "exit status $got"; tail -n 20 "$scratch/err"; }
 }
 
-# Standard output is one JSON object and nothing else.
+# Standard output is one JSON object and nothing else; it has its members, and says that the resident
+# set fell by the target within 2 % or 2 MiB.
 json() {
-  status 0 "$root/examples/run" --json
+  status 0 "$root/examples/run" --json --memory 1G --target 256M
   cat > "$scratch/json.cmake" << 'END'
 file(READ out text)
-string(JSON type TYPE "${text}")
-if(NOT type STREQUAL "OBJECT")
-  message(FATAL_ERROR "not one JSON object: ${text}")
+foreach(member memory_bytes target_bytes resident_before_bytes resident_after_bytes actual_pages
+        pages_per_second)
+  string(JSON ${member} GET "${text}" ${member})
+  if(NOT ${member} MATCHES "^[0-9]+$")
+    message(FATAL_ERROR "${member} is no number: ${${member}}")
+  endif()
+endforeach()
+foreach(member free-memory total-memory minor-faults)
+  string(JSON value GET "${text}" statistics ${member})
+endforeach()
+string(JSON level GET "${text}" verdict level)
+string(JSON rule GET "${text}" verdict rule)
+string(JSON because GET "${text}" verdict because)
+string(JSON rates GET "${text}" verdict rates minor-faults)
+if(NOT level MATCHES "^(none|low|medium|high|critical)$")
+  message(FATAL_ERROR "no level: ${level}")
+endif()
+math(EXPR fell "${resident_before_bytes} - ${resident_after_bytes} - 268435456")
+if(fell LESS -5368709 OR fell GREATER 5368709)
+  message(FATAL_ERROR "the resident set fell by 256 MiB and ${fell} bytes")
+endif()
+if(NOT memory_bytes EQUAL 1073741824 OR NOT target_bytes EQUAL 268435456 OR
+   NOT actual_pages EQUAL 65536)
+  message(FATAL_ERROR "not what was asked for: ${text}")
 endif()
 END
   (cd "$scratch" && cmake -P json.cmake)
+}
+
+# Bad options and impossible sizes: one line on standard error, nothing on standard output, status 2.
+usage_errors() {
+  local arguments
+  for arguments in --no-such-option "--memory 3K" "--memory x" "--memory 64M --target 65M" \
+    "--memory 64M --target 64M" "--memory 1000000G" "--memory" stray "--target -1"; do
+    # shellcheck disable=SC2086 # several words
+    status 2 "$built/loopback" $arguments
+    [ ! -s "$scratch/out" ] && [ "$(wc -l < "$scratch/err")" -eq 1 ] ||
+      echo "$arguments: not one line of standard error alone"
+  done
 }
 
 help() {
@@ -52,7 +86,8 @@ for source in "$root"/examples/*.cpp; do
   check "example $name" status 0 "$built/$name"
 done
 check "examples/run" status 0 "$root/examples/run"
-check "examples/run --json prints one JSON object" json
+check "examples/run --json --memory 1G --target 256M" json
+check "bad options and sizes get one line and exit status 2" usage_errors
 check "examples/run --no-such-option exits with 2" status 2 "$root/examples/run" --no-such-option
 check "examples/run --help" help
 check "examples/run without the packages, not as root, prints the line to run" packages_missing

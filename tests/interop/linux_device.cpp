@@ -16,18 +16,25 @@ namespace {
 
 using namespace interop;
 
-constexpr bool has_indirect = false;
+constexpr bool has_indirect = true;
+// Chains of more buffers lie in the ring even where tables are in use.
+constexpr std::uint32_t table_entries = most_buffers / 2;
 
 class our_side {
  public:
-  explicit our_side(const configuration& of) : ring_(ring_bytes(of.size)) {
+  explicit our_side(const configuration& of)
+      : ring_(ring_bytes(of.size)),
+        tables_(of.has_indirect ? std::size_t{of.size} * table_entries : 0) {
     // Linux's vringh wants no more than the parts' own alignment, and gets no more.
     const std::uint64_t base = (address_of(ring_.data()) + 31) / 32 * 32 + 16;
     layout_ = ballast::split::place(base, of.size).layout;
     ballast::feature_set features{ballast::feature::version_1};
     if (of.has_event_index) features.set(ballast::feature::event_idx);
     if (of.has_indirect) features.set(ballast::feature::indirect_desc);
-    start_ = queue_.start(memory_, layout_, features).error();
+    start_ = queue_
+                 .start(memory_, layout_, features, 0,
+                        {address_of(tables_.data()), of.has_indirect ? table_entries : 0})
+                 .error();
   }
 
   [[nodiscard]] const ballast::queue_layout& layout() const { return layout_; }
@@ -60,7 +67,12 @@ class our_side {
     return static_cast<std::size_t>(ballast::split::place(0, size).end) + 64;
   }
 
+  struct alignas(ballast::split::descriptor_table_alignment) table_entry {
+    std::array<std::byte, ballast::split::descriptor_size> bytes;
+  };
+
   std::vector<std::byte> ring_;
+  std::vector<table_entry> tables_;
   ballast::queue_layout layout_;
   ballast::direct_memory memory_;
   std::array<ballast::driver_slot, most_chains> slots_;

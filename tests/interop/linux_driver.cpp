@@ -16,7 +16,7 @@ namespace {
 
 using namespace interop;
 
-constexpr bool has_indirect = false;
+constexpr bool has_indirect = true;
 
 class linux_side {
  public:
@@ -109,12 +109,17 @@ class our_side {
 
   template <class Receive>
   std::uint32_t take(std::uint32_t budget, random_source& random, Receive&& receive) {
+    const auto handle = [&](const ballast::chain& popped) {
+      view seen{memory_, popped};
+      const verdict answer = receive(seen);
+      return answer.is_kept ? ballast::keep() : ballast::used(answer.length);
+    };
     if (random.one_in(2)) {
-      const auto done = queue_.consume(budget, [&](const ballast::chain& popped) {
-        view seen{memory_, popped};
-        const verdict answer = receive(seen);
-        return answer.is_kept ? ballast::keep() : ballast::used(answer.length);
-      });
+      const auto done = queue_.consume(budget, handle);
+      return done ? done->chains : 0;
+    }
+    if (random.one_in(2)) {
+      const auto done = queue_.consume_one(handle);
       return done ? done->chains : 0;
     }
     std::uint32_t taken = 0;

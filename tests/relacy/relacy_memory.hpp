@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <span>
 
@@ -17,27 +18,29 @@
 namespace ballast_test {
 
 /// What lies at which address of a small guest memory that begins at address 0: the words of a ring
-/// as layout.hpp lists them, and payload bytes. Everything else is a hole.
+/// as layout.hpp lists them, indirect tables of such words, and payload bytes. Everything else is a
+/// hole.
 class memory_map {
  public:
   static constexpr std::size_t bytes = 512;
   static constexpr std::uint16_t no_cell = 0xffff;
 
   struct place {
-    ballast::word_class word;     ///< of the ring word that starts here
-    bool is_payload = false;      ///< one byte of payload or of an indirect table
+    ballast::word_class word{};   ///< of the word that starts here
+    bool is_payload = false;      ///< one byte of payload
+    bool is_table_entry = false;  ///< a descriptor of an indirect table starts here
     std::uint16_t cell = no_cell; ///< which variable stands for it
     const char* name = "hole";    ///< for relacy's history
   };
 
-  /// The ring words at [address, address + size), as `word_at(offset)` says.
+  /// The words at [address, address + size), as `word_at(offset)` says.
   template <class F>
   void add_ring(ballast::guest_address address, std::uint32_t size, F word_at, const char* name) {
     for (std::uint32_t offset = 0; offset < size; ++offset) {
       const ballast::word_class word = word_at(offset);
       if (word.width == 0) continue;
       const auto cell = word.is_atomic ? atomics_++ : plains_++;
-      places_[address + offset] = {word, false, cell, name};
+      places_[address + offset] = {.word = word, .cell = cell, .name = name};
     }
   }
 
@@ -62,9 +65,23 @@ class memory_map {
     places_[at.device_area + split::available_event(at.size)].name = "available event";
   }
 
+  /// Indirect tables of `entries` descriptors in all, one behind the other.
+  void add_tables(ballast::guest_address address, std::uint32_t entries) {
+    namespace split = ballast::split;
+    add_ring(
+        address, split::descriptor_table_bytes(entries),
+        [&](std::uint32_t offset) {
+          return split::word_at(split::part::descriptor_table, entries, offset);
+        },
+        "indirect table");
+    for (std::uint32_t i = 0; i < entries; ++i)
+      places_[address + split::descriptor_address(i)].is_table_entry = true;
+  }
+
   void add_payload(ballast::guest_address address, std::uint32_t size, const char* name) {
     for (std::uint32_t i = 0; i < size; ++i)
-      places_[address + i] = {{}, true, static_cast<std::uint16_t>(plains_++), name};
+      places_[address + i] = {
+          .is_payload = true, .cell = static_cast<std::uint16_t>(plains_++), .name = name};
   }
 
   [[nodiscard]] const place& at(ballast::guest_address address) const { return places_[address]; }
@@ -105,7 +122,9 @@ struct relacy_ram {
 
 /// One side's access to a `relacy_ram`. A word that is used with another width, offset or class
 /// than layout.hpp says, an order that the access cannot have, a store through a window that was
-/// asked for reading, and a payload copy that touches a ring word fail the test.
+/// asked for reading, and a copy that touches a ring word fail the test. An indirect table is
+/// written in words through a window and copied out one whole descriptor at a time: both use the
+/// same cells.
 class relacy_memory {
  public:
   class window_type {
@@ -179,6 +198,8 @@ class relacy_memory {
   }
 
   [[nodiscard]] bool read(ballast::guest_address address, std::span<std::byte> to) noexcept {
+    if (address < memory_map::bytes && ram_->map->at(address).is_table_entry)
+      return read_table_entry(address, to);
     if (!is_payload(address, to.size())) return false;
     for (std::size_t i = 0; i < to.size(); ++i) {
       const memory_map::place& at = ram_->map->at(address + i);
@@ -208,6 +229,20 @@ class relacy_memory {
   /// relacy's history shows it as "in NAME, (OFFSET)".
   static rl::debug_info info(const memory_map::place& at, std::uint64_t offset) noexcept {
     return {at.name, "", static_cast<unsigned>(offset)};
+  }
+
+  bool read_table_entry(ballast::guest_address address, std::span<std::byte> to) noexcept {
+    std::uint64_t words[2]{};
+    if (to.size() != sizeof words) {
+      trap("a copy of something else than one descriptor", info(ram_->map->at(address), address));
+      return false;
+    }
+    for (std::uint64_t i = 0; i < 2; ++i) {
+      const memory_map::place& at = ram_->map->at(address + 8 * i);
+      words[i] = ram_->plains[at.cell](info(at, address + 8 * i)).load();
+    }
+    std::memcpy(to.data(), words, sizeof words);
+    return true;
   }
 
   bool is_payload(ballast::guest_address address, std::uint64_t size) const noexcept {

@@ -41,32 +41,64 @@ inline constexpr std::uint32_t most_chains = 8;
 
 // --- what is run
 
+enum class adding {
+  one,        ///< `add`, then `publish` and `should_notify` for all
+  publishing, ///< `add` and `publish` each, then `should_notify` for all
+  each,       ///< `add_each`, of single buffers, then `publish_and_ask`
+};
+enum class taking {
+  batch,    ///< `consume`, then `publish` and `should_notify`
+  one,      ///< `consume_one`, then `publish_and_ask`
+  popped,   ///< `pop_available` and `push_used`
+  kept,     ///< `consume` and keep, then `push_used` in order
+  reversed, ///< `consume` and keep, then `push_used` the last one first
+};
+enum class reclaiming {
+  one,   ///< `pop_used`
+  batch, ///< `reclaim`
+};
+
 struct scenario {
   const char* name;
   feature_set features;
-  std::uint32_t size;          ///< of the queue
-  std::uint32_t chains;        ///< until both sides are done
-  std::uint32_t batch = 1;     ///< chains the driver stages before it publishes
-  std::uint32_t budget = 8;    ///< chains the device takes before it publishes
-  bool publishes_each = false; ///< the driver publishes each chain, asks whom to notify per batch
-  bool is_reordered = false;   ///< the device keeps its chains and returns the last one first
-  bool pops_single = false;    ///< the device pops instead of consuming
-  bool is_searched = false;    ///< every schedule is tried, too
-  int preemptions = no_bound;  ///< of a searched schedule, at most
+  std::uint32_t size;       ///< of the queue
+  std::uint32_t chains;     ///< until both sides are done
+  std::uint32_t batch = 1;  ///< chains the driver stages before it publishes, or reclaims at once
+  std::uint32_t budget = 8; ///< chains the device takes before it publishes
+  adding adds = adding::one;
+  taking takes = taking::batch;
+  reclaiming reclaims = reclaiming::one;
+  std::uint32_t table_entries = 0; ///< of the driver's indirect tables
+  bool writes_less = false;        ///< the device fills not every writable buffer
+  bool is_searched = false;        ///< every schedule is tried, too
+  int preemptions = no_bound;      ///< of a searched schedule, at most
 
   static constexpr int no_bound = -1;
 };
 
 constexpr feature_set flags{feature::version_1};
 constexpr feature_set event_index{feature::version_1, feature::event_idx};
+constexpr feature_set in_order{feature::version_1, feature::in_order};
+constexpr feature_set in_order_event_index{feature::version_1, feature::in_order,
+                                           feature::event_idx};
+constexpr feature_set indirect{feature::version_1, feature::indirect_desc};
+constexpr feature_set indirect_event_index{feature::version_1, feature::indirect_desc,
+                                           feature::event_idx};
+constexpr feature_set indirect_in_order{feature::version_1, feature::indirect_desc,
+                                        feature::in_order};
+constexpr feature_set indirect_in_order_event_index{feature::version_1, feature::indirect_desc,
+                                                    feature::in_order, feature::event_idx};
 constexpr int no_bound = scenario::no_bound;
 
 constexpr scenario small(const char* name, const feature_set& features, std::uint32_t size,
-                         std::uint32_t chains, int preemptions) {
+                         std::uint32_t chains, int preemptions, adding adds = adding::one) {
   return {.name = name,
           .features = features,
           .size = size,
           .chains = chains,
+          .batch = adds == adding::each ? size : 1,
+          .adds = adds,
+          .table_entries = features.test(feature::indirect_desc) ? 2u : 0u,
           .is_searched = true,
           .preemptions = preemptions};
 }
@@ -87,18 +119,94 @@ constexpr scenario scenarios[] = {
      .chains = 5,
      .batch = 2,
      .budget = 2,
-     .publishes_each = true},
+     .adds = adding::publishing},
     {.name = "EVENT_IDX, returned out of order",
      .features = event_index,
      .size = 4,
      .chains = 5,
      .batch = 2,
-     .is_reordered = true},
+     .takes = taking::reversed},
     {.name = "EVENT_IDX, popped one by one",
      .features = event_index,
      .size = 2,
      .chains = 4,
-     .pops_single = true},
+     .takes = taking::popped},
+    {.name = "flags, added, consumed and reclaimed by the batch calls",
+     .features = flags,
+     .size = 4,
+     .chains = 6,
+     .batch = 3,
+     .adds = adding::each,
+     .takes = taking::one,
+     .reclaims = reclaiming::batch},
+    {.name = "EVENT_IDX, added, consumed and reclaimed by the batch calls",
+     .features = event_index,
+     .size = 4,
+     .chains = 6,
+     .batch = 3,
+     .adds = adding::each,
+     .takes = taking::one,
+     .reclaims = reclaiming::batch},
+    // One used element stands for a batch; a short one ends it.
+    {.name = "IN_ORDER, batches",
+     .features = in_order,
+     .size = 4,
+     .chains = 6,
+     .batch = 3,
+     .reclaims = reclaiming::batch},
+    {.name = "IN_ORDER, short ones end a batch",
+     .features = in_order,
+     .size = 4,
+     .chains = 6,
+     .batch = 3,
+     .writes_less = true},
+    {.name = "IN_ORDER, kept for a while",
+     .features = in_order,
+     .size = 4,
+     .chains = 5,
+     .batch = 2,
+     .takes = taking::kept},
+    {.name = "IN_ORDER, EVENT_IDX", .features = in_order_event_index, .size = 2, .chains = 5},
+    {.name = "IN_ORDER, EVENT_IDX, batches",
+     .features = in_order_event_index,
+     .size = 4,
+     .chains = 6,
+     .batch = 3,
+     .budget = 2,
+     .writes_less = true},
+    {.name = "IN_ORDER, EVENT_IDX, by the batch calls",
+     .features = in_order_event_index,
+     .size = 4,
+     .chains = 6,
+     .batch = 3,
+     .adds = adding::each,
+     .takes = taking::one,
+     .reclaims = reclaiming::batch},
+    // Chains of two buffers lie in a table, the others in the ring.
+    {.name = "indirect", .features = indirect, .size = 2, .chains = 5, .table_entries = 2},
+    {.name = "indirect, EVENT_IDX, returned out of order",
+     .features = indirect_event_index,
+     .size = 4,
+     .chains = 5,
+     .batch = 3,
+     .takes = taking::reversed,
+     .reclaims = reclaiming::batch,
+     .table_entries = 3},
+    {.name = "indirect, IN_ORDER",
+     .features = indirect_in_order,
+     .size = 2,
+     .chains = 5,
+     .batch = 2,
+     .table_entries = 2},
+    {.name = "indirect, IN_ORDER, EVENT_IDX, batches",
+     .features = indirect_in_order_event_index,
+     .size = 4,
+     .chains = 6,
+     .batch = 3,
+     .budget = 2,
+     .reclaims = reclaiming::batch,
+     .table_entries = 2,
+     .writes_less = true},
     // Small enough for every schedule.
     small("flags, one chain", flags, 1, 1, 8),
     small("EVENT_IDX, one chain", event_index, 1, 1, no_bound),
@@ -106,6 +214,10 @@ constexpr scenario scenarios[] = {
     small("EVENT_IDX, one descriptor", event_index, 1, 3, 3),
     small("flags, two descriptors", flags, 2, 3, 3),
     small("EVENT_IDX, two descriptors", event_index, 2, 3, 4),
+    small("IN_ORDER, two descriptors", in_order, 2, 3, 3, adding::each),
+    small("IN_ORDER, EVENT_IDX, two descriptors", in_order_event_index, 2, 3, 4, adding::each),
+    small("indirect, two descriptors", indirect, 2, 3, 3),
+    small("indirect, IN_ORDER, EVENT_IDX, two descriptors", indirect_in_order_event_index, 2, 3, 3),
 };
 
 // The indices cross their 16-bit wrap in every scenario.
@@ -116,13 +228,22 @@ struct shape {
   bool is_readable;
   bool is_writable;
 };
-constexpr shape shape_of(std::uint32_t size, std::uint32_t chain) {
-  if (size == 1) return {chain % 2 == 0, chain % 2 != 0};
+constexpr shape shape_of(const scenario& s, std::uint32_t chain) {
+  if (s.size == 1 || s.adds == adding::each) return {chain % 2 == 0, chain % 2 != 0};
+  // Where there are tables, two of them at a time.
+  if (s.table_entries != 0) return {chain % 4 != 3, chain % 4 != 2};
   return {chain % 3 != 2, chain % 3 != 1};
 }
 
-// Behind the ring: for each slot a byte that the driver writes and one that the device writes.
-inline constexpr guest_address payload = 256;
+/// How many bytes the device writes to a chain.
+constexpr std::uint32_t used_length_of(const scenario& s, std::uint32_t chain) {
+  return shape_of(s, chain).is_writable && !(s.writes_less && chain % 3 == 0);
+}
+
+// Behind the ring: indirect tables.
+inline constexpr guest_address tables = 128;
+// Behind them: for each slot a byte that the driver writes and one that the device writes.
+inline constexpr guest_address payload = 320;
 constexpr guest_address readable_byte(std::uint32_t slot) { return payload + 2 * slot; }
 constexpr guest_address writable_byte(std::uint32_t slot) { return payload + 2 * slot + 1; }
 constexpr std::uint8_t readable_value(std::uint32_t chain) {
@@ -163,7 +284,8 @@ struct ring_test : rl::test_suite<ring_test, 2> {
   std::uint32_t served = 0;
 
   void before() {
-    RL_ASSERT(driver.start(driver_memory, layout, current->features, first_index));
+    RL_ASSERT(driver.start(driver_memory, layout, current->features, first_index,
+                           indirect_tables{tables, current->table_entries}));
     RL_ASSERT(device.start(device_memory, layout, current->features, first_index));
     free_slots = (1u << current->size) - 1;
   }
@@ -192,62 +314,100 @@ struct ring_test : rl::test_suite<ring_test, 2> {
     RL_ASSERT(driver_memory.write(address, {&byte, 1}));
   }
 
-  /// False where there is no room for chain number `added`.
-  bool add() {
-    const shape s = shape_of(current->size, added);
-    if (driver.free_descriptors() < std::uint32_t{s.is_readable} + std::uint32_t{s.is_writable})
-      return false;
+  struct made_chain {
+    buffer readable, writable;
+    std::size_t readables, writables;
+  };
+
+  /// Makes chain number `added` ready.
+  made_chain make() {
+    const shape s = shape_of(*current, added);
     const auto slot = static_cast<std::uint32_t>(std::countr_zero(free_slots));
     free_slots &= free_slots - 1;
     slot_of[added] = slot;
     is_out[added] = true;
     if (s.is_readable) put(readable_byte(slot), readable_value(added));
-    const buffer readable{readable_byte(slot), 1}, writable{writable_byte(slot), 1};
-    const std::size_t readables = s.is_readable, writables = s.is_writable;
-    RL_ASSERT(driver.add({&readable, readables}, {&writable, writables}, added));
-    ++added;
-    return true;
+    return {{readable_byte(slot), 1}, {writable_byte(slot), 1}, s.is_readable, s.is_writable};
+  }
+
+  [[nodiscard]] bool has_room() const {
+    const shape s = shape_of(*current, added);
+    const bool is_in_table = s.is_readable && s.is_writable && current->table_entries >= 2;
+    const std::uint32_t needed =
+        is_in_table ? 1 : std::uint32_t{s.is_readable} + std::uint32_t{s.is_writable};
+    return driver.free_descriptors() >= needed;
+  }
+
+  /// Stages up to `batch` chains; how many.
+  std::uint32_t add() {
+    const std::uint32_t left = current->chains - added;
+    const std::uint32_t most = current->batch < left ? current->batch : left;
+    if (current->adds == adding::each) {
+      const auto staged = driver.add_each(most, [&] {
+        const made_chain c = make();
+        const bool is_writable = c.writables != 0;
+        return single_buffer{is_writable ? c.writable : c.readable, is_writable, added++};
+      });
+      RL_ASSERT(staged);
+      return *staged;
+    }
+    std::uint32_t staged = 0;
+    for (; staged != most && has_room(); ++staged) {
+      const made_chain c = make();
+      RL_ASSERT(driver.add({&c.readable, c.readables}, {&c.writable, c.writables}, added));
+      ++added;
+      if (current->adds == adding::publishing) driver.publish();
+    }
+    return staged;
   }
 
   void notify_device() {
-    if (driver.should_notify()) device_bell.ring();
+    bool is_wanted = false;
+    if (current->adds == adding::each) {
+      is_wanted = driver.publish_and_ask();
+    } else {
+      driver.publish();
+      is_wanted = driver.should_notify();
+    }
+    if (is_wanted) device_bell.ring();
   }
 
-  /// Whether there was one.
-  bool reclaim() {
-    const auto used = driver.pop_used();
-    if (!used) {
-      RL_ASSERT(used.error() == error::queue_empty);
-      return false;
-    }
-    RL_ASSERT(used->token < added && is_out[used->token]);
-    const auto chain = static_cast<std::uint32_t>(used->token);
+  void check(const used_buffer& used) {
+    RL_ASSERT(used.token < added && is_out[used.token]);
+    const auto chain = static_cast<std::uint32_t>(used.token);
+    if (current->features.test(feature::in_order)) RL_ASSERT(chain == returned);
     is_out[chain] = false;
-    const bool is_writable = shape_of(current->size, chain).is_writable;
-    RL_ASSERT(used->length == (is_writable ? 1u : 0u));
-    if (is_writable) {
+    RL_ASSERT(used.length == used_length_of(*current, chain));
+    if (used.length != 0) {
       std::byte byte{};
       RL_ASSERT(driver_memory.read(writable_byte(slot_of[chain]), {&byte, 1}));
       RL_ASSERT(byte == std::byte{writable_value(chain)});
     }
     free_slots |= 1u << slot_of[chain];
     ++returned;
+  }
+
+  /// Whether there was one.
+  bool reclaim() {
+    if (current->reclaims == reclaiming::batch) {
+      const auto done =
+          driver.reclaim(current->batch, [&](const used_buffer& used) { check(used); });
+      RL_ASSERT(done);
+      return *done != 0;
+    }
+    const auto used = driver.pop_used();
+    if (!used) {
+      RL_ASSERT(used.error() == error::queue_empty);
+      return false;
+    }
+    check(*used);
     return true;
   }
 
   void drive() {
     while (returned != current->chains) {
       driver.disable_notifications();
-      while (true) {
-        std::uint32_t staged = 0;
-        while (staged < current->batch && added != current->chains && add()) {
-          ++staged;
-          if (current->publishes_each) driver.publish();
-        }
-        if (staged == 0) break;
-        driver.publish();
-        notify_device();
-      }
+      while (add() != 0) notify_device();
       bool is_idle = true;
       while (reclaim()) is_idle = false;
       if (is_idle && !driver.enable_notifications()) driver_bell.wait();
@@ -256,20 +416,19 @@ struct ring_test : rl::test_suite<ring_test, 2> {
 
   // --- the device's thread
 
-  void handle(const chain& c) {
-    const shape s = shape_of(current->size, served);
+  /// How many bytes were written.
+  std::uint32_t handle(const chain& c) {
+    const shape s = shape_of(*current, served);
     RL_ASSERT(c.readable().size() == s.is_readable && c.writable().size() == s.is_writable);
     std::byte bytes[2]{};
     const auto got = buffer_reader(device_memory, c.readable()).read(bytes);
     RL_ASSERT(got && *got == c.readable().size());
     if (s.is_readable) RL_ASSERT(bytes[0] == std::byte{readable_value(served)});
+    const std::uint32_t length = used_length_of(*current, served);
     const std::byte answer{writable_value(served)};
-    for (const buffer& b : c.writable()) RL_ASSERT(device_memory.write(b.address, {&answer, 1}));
+    if (length != 0) RL_ASSERT(device_memory.write(c.writable()[0].address, {&answer, 1}));
     ++served;
-  }
-
-  static std::uint32_t length_of(const chain& c) {
-    return static_cast<std::uint32_t>(c.writable().size());
+    return length;
   }
 
   struct kept_chain {
@@ -279,30 +438,43 @@ struct ring_test : rl::test_suite<ring_test, 2> {
 
   /// How many chains were served and returned, not yet published.
   std::uint32_t take() {
-    kept_chain kept[largest_queue];
-    std::uint32_t count = 0;
-    if (current->pops_single) {
+    const auto serve_at_once = [&](const chain& c) { return used(handle(c)); };
+    if (current->takes == taking::popped) {
       const auto popped = device.pop_available();
       if (!popped) {
         RL_ASSERT(popped.error() == error::queue_empty);
         return 0;
       }
-      handle(*popped);
-      RL_ASSERT(device.push_used(popped->id(), length_of(*popped)));
+      const std::uint32_t length = handle(*popped);
+      RL_ASSERT(device.push_used(popped->id(), length));
       return 1;
     }
+    if (current->takes == taking::batch || current->takes == taking::one) {
+      const auto done = current->takes == taking::one
+                            ? device.consume_one(serve_at_once)
+                            : device.consume(current->budget, serve_at_once);
+      RL_ASSERT(done);
+      return done->chains;
+    }
+    kept_chain kept[largest_queue];
+    std::uint32_t count = 0;
     const auto done = device.consume(current->budget, [&](const chain& c) {
-      handle(c);
-      if (!current->is_reordered) return used(length_of(c));
-      kept[count++] = {c.id(), length_of(c)};
+      kept[count].id = c.id();
+      kept[count++].length = handle(c);
       return keep();
     });
     RL_ASSERT(done);
-    while (count != 0) {
-      --count;
-      RL_ASSERT(device.push_used(kept[count].id, kept[count].length));
+    for (std::uint32_t i = 0; i != count; ++i) {
+      const kept_chain& k = kept[current->takes == taking::reversed ? count - 1 - i : i];
+      RL_ASSERT(device.push_used(k.id, k.length));
     }
     return done->chains;
+  }
+
+  bool publish() {
+    if (current->takes == taking::one) return device.publish_and_ask();
+    device.publish();
+    return device.should_notify();
   }
 
   void serve() {
@@ -311,8 +483,7 @@ struct ring_test : rl::test_suite<ring_test, 2> {
       device.disable_notifications();
       const std::uint32_t taken = take();
       done += taken;
-      device.publish();
-      if (device.should_notify()) driver_bell.ring();
+      if (publish()) driver_bell.ring();
       if (taken == 0 && !device.enable_notifications()) device_bell.wait();
     }
   }
@@ -333,6 +504,13 @@ struct ring_test : rl::test_suite<ring_test, 2> {
       {"a load with order release", "a load with order release"},
       {"a payload copy over the ring", "leaves the payload"},
       {"a descriptor that was never written", "UNINITIALIZED"},
+      {"half of an indirect table's word", "another width"},
+      {"an atomic load of an indirect table's word", "another width, offset or class"},
+      {"a copy of half a descriptor of an indirect table", "else than one descriptor"},
+      {"a copy of two descriptors of an indirect table", "else than one descriptor"},
+      {"a copy across two descriptors of an indirect table", "leaves the payload"},
+      {"a copy into an indirect table", "leaves the payload"},
+      {"a copy of an indirect table that was never written", "UNINITIALIZED"},
   };
 
   void spring(int which) {
@@ -340,7 +518,9 @@ struct ring_test : rl::test_suite<ring_test, 2> {
     const auto available = *driver_memory.window(layout.driver_area, 6, 2, access::read);
     const auto used_ring = *driver_memory.window(layout.device_area, 6, 4, access::read);
     auto for_reading = available;
-    std::byte bytes[4]{};
+    const auto table_words = *driver_memory.window(tables, 32, 16, access::write);
+    std::byte bytes[4]{}, descriptors[32]{};
+    const std::span<std::byte> copied(descriptors);
     switch (which) {
     case 0: (void)table.load<std::uint32_t>(split::descriptor_rest(0), order::plain); break;
     case 1: (void)table.load<std::uint64_t>(4, order::plain); break;
@@ -351,6 +531,13 @@ struct ring_test : rl::test_suite<ring_test, 2> {
     case 6: (void)available.load<std::uint16_t>(split::available_index, order::release); break;
     case 7: (void)driver_memory.read(layout.driver_area, bytes); break;
     case 8: (void)table.load<std::uint64_t>(split::descriptor_rest(0), order::plain); break;
+    case 9: (void)table_words.load<std::uint32_t>(split::descriptor_rest(0), order::plain); break;
+    case 10: (void)table_words.load<std::uint64_t>(0, order::relaxed); break;
+    case 11: (void)driver_memory.read(tables, copied.first(8)); break;
+    case 12: (void)driver_memory.read(tables, copied); break;
+    case 13: (void)driver_memory.read(tables + 8, copied.first(16)); break;
+    case 14: (void)driver_memory.write(tables, copied.first(16)); break;
+    case 15: (void)driver_memory.read(tables, copied.first(16)); break;
     }
   }
 };
@@ -384,8 +571,10 @@ void set_up(const scenario& s) {
   layout = at.layout;
   map = memory_map();
   map.add_split_ring(layout);
+  map.add_tables(tables, s.size * s.table_entries);
   map.add_payload(payload, 2 * s.size, "payload");
-  if (at.end > payload) std::abort();
+  if (at.end > tables || tables + split::descriptor_table_bytes(s.size * s.table_entries) > payload)
+    std::abort();
 }
 
 rl::test_params parameters() {
@@ -435,7 +624,9 @@ bool search(const scenario& s) {
 
 bool spring_traps() {
   bool is_ok = true;
-  set_up(scenarios[0]);
+  scenario s = scenarios[0];
+  s.table_entries = 2;
+  set_up(s);
   const int count = sizeof ring_test::traps / sizeof ring_test::traps[0];
   for (current_trap = 0; current_trap < count; ++current_trap) {
     const ring_test::trap& trap = ring_test::traps[current_trap];

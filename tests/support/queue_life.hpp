@@ -61,7 +61,9 @@ class queue_life {
       break;
     case 4: consume(); break;
     case 5: pop(); break;
-    case 6: push(); break;
+    case 6:
+      for (std::uint32_t n = 1 + below(N); n != 0; --n) push();
+      break;
     case 7: publish_used(); break;
     case 8: reclaim(); break;
     default: ask(); break;
@@ -82,7 +84,7 @@ class queue_life {
       while (kept_count_ != 0) push();
     }
     publish_used();
-    for (std::uint32_t i = 0; i < N; ++i) reclaim();
+    expect(driver().reclaim(N, [&](const ballast::used_buffer& used) { take(used); }).error());
     if (driver().in_flight() != 0 || driver().free_descriptors() != N || added_ != returned_)
       ++wrong_;
   }
@@ -247,7 +249,7 @@ class queue_life {
 
   constexpr void push() noexcept {
     if (kept_count_ == 0) return;
-    const std::uint32_t at = below(kept_count_);
+    const std::uint32_t at = is_in_order() && below(4) != 0 ? 0 : below(kept_count_);
     const std::uint32_t token = kept_[at];
     record& r = records_[token];
     const auto id = device().held_chain(r.head);

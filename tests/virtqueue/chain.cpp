@@ -4,12 +4,14 @@
 #include "support/check.hpp"
 
 #include <ballast/memory/array_memory.hpp>
+#include <ballast/memory/mapped_memory.hpp>
 
 #include "support/changing_memory.hpp"
 #include "support/failing_memory.hpp"
 #include "support/tiny_segments.hpp"
 
 #include <array>
+#include <initializer_list>
 
 using ballast::buffer;
 using ballast::buffer_reader;
@@ -249,5 +251,124 @@ constexpr auto fetched_once = [](auto check) {
   }
 };
 BOTH("RT-15 a reader copies each byte once", fetched_once)
+
+// ---- for_each_segment
+
+constexpr auto segments = [](auto check) {
+  ram_type ram(base);
+  const buffer buffers[] = {{base + 4, 10}, {~0ull, 0}, {base + 500, 12}, {base, 1}};
+  for (std::uint64_t longest : {1u, 3u, 7u, 512u})
+    for (const auto k : {ballast::access::read, ballast::access::write}) {
+      ballast_test::tiny_segments<ram_type> tiny(ram, longest);
+      std::array<std::uint8_t, ram_size> seen{};
+      std::uint64_t bytes = 0, pieces = 0, at = 4;
+      const auto done = ballast::for_each_segment(
+          tiny, buffers, k, [&](const ballast::memory_segment& piece) {
+            check(piece.data != nullptr && piece.size != 0 && piece.size <= longest);
+            // In order, without a gap: 4 to 14, 500 to 512, 0.
+            if (at == 14) at = 500;
+            if (at == 512) at = 0;
+            check(piece.data == ram.bytes().data() + at);
+            for (std::uint64_t i = 0; i < piece.size; ++i) ++seen[at++];
+            bytes += piece.size;
+            ++pieces;
+          });
+      check(done && *done == 23 && bytes == 23);
+      check(pieces == (9 + longest) / longest + (11 + longest) / longest + 1);
+      for (std::size_t i = 0; i < ram_size; ++i)
+        check(seen[i] == ((i >= 4 && i < 14) || i >= 500 || i == 0 ? 1 : 0));
+    }
+  check(*ballast::for_each_segment(ram, {}, ballast::access::read,
+                                   [&](const ballast::memory_segment&) { check(false); }) == 0);
+};
+BOTH("RT-1 RT-14 segments cover a device's buffers in order, however small the pieces", segments)
+
+constexpr auto segments_outside = [](auto check) {
+  ram_type ram(base);
+  struct bad {
+    buffer data;
+    std::uint64_t before; // bytes handed out of it
+  };
+  for (const bad& b : {bad{{base + 500, 13}, 12}, bad{{base + 512, 1}, 0}, bad{{0, 1}, 0},
+                       bad{{base - 1, 4}, 0}, bad{{~0ull, 2}, 0}, bad{{base, 0xffff'ffff}, 512}})
+    for (const auto k : {ballast::access::read, ballast::access::write}) {
+      const buffer buffers[] = {{base, 7}, b.data, {base, 1}};
+      std::uint64_t bytes = 0;
+      const auto done =
+          ballast::for_each_segment(ram, buffers, k, [&](const ballast::memory_segment& piece) {
+            bytes += piece.size;
+          });
+      check(done.error() == error::not_guest_memory && bytes == 7 + b.before);
+    }
+};
+BOTH("RT-14 a device's buffer that leaves memory is an error where it does", segments_outside)
+
+constexpr auto segments_hidden = [](auto check) {
+  // Memory that can't be pointed at is no place to hand out, and says so; so is memory that is lost.
+  ram_type ram(base);
+  const buffer buffers[] = {{base, 8}};
+  const auto none = [&](const ballast::memory_segment&) { check(false); };
+  for (const auto k : {ballast::access::read, ballast::access::write}) {
+    ballast_test::tiny_segments<ram_type> hidden(ram, 8, true);
+    check(ballast::for_each_segment(hidden, buffers, k, none).error() ==
+          error::access_not_allowed);
+    const buffer nowhere[] = {{0, 8}};
+    check(ballast::for_each_segment(hidden, nowhere, k, none).error() == error::not_guest_memory);
+    ballast_test::failure_plan plan{.lose_at = 1};
+    ballast_test::failing_memory<ram_type> lost(ram, plan);
+    check(ballast::for_each_segment(lost, buffers, k, none).error() == error::memory_lost);
+  }
+  // Lost in the middle: the pieces before were handed out.
+  ballast_test::tiny_segments<ram_type> tiny(ram, 2);
+  ballast_test::failure_plan plan{.lose_at = 3};
+  ballast_test::failing_memory<ballast_test::tiny_segments<ram_type>> lost(tiny, plan);
+  std::uint64_t bytes = 0;
+  check(ballast::for_each_segment(lost, buffers, ballast::access::read,
+                                  [&](const ballast::memory_segment& piece) {
+                                    bytes += piece.size;
+                                  })
+            .error() == error::memory_lost);
+  check(bytes == 4);
+};
+BOTH("RT-14 segments of a device's memory that can't be pointed at, or is lost", segments_hidden)
+
+TEST_CASE("RT-14 a device's segments over regions, holes and read-only memory") {
+  alignas(4096) static std::array<std::byte, 3 * 4096> host{};
+  // The first two follow one another in the guest and not in the host; the third is read-only and
+  // follows the second in both.
+  const std::array<ballast::memory_region, 3> regions{
+      {{base & ~0xfffull, host.data() + 4096, 4096, true},
+       {(base & ~0xfffull) + 4096, host.data(), 4096, true},
+       {(base & ~0xfffull) + 8192, host.data() + 8192, 4096, false}}};
+  auto ram = ballast::mapped_memory::over(regions);
+  REQUIRE(ram.has_value());
+  const ballast::guest_address start = base & ~0xfffull;
+  const auto walk = [&](std::initializer_list<buffer> buffers, ballast::access k,
+                        std::uint64_t& bytes) {
+    bytes = 0;
+    return ballast::for_each_segment(*ram, std::span(buffers.begin(), buffers.size()), k,
+                                     [&](const ballast::memory_segment& piece) {
+                                       bytes += piece.size;
+                                       CHECK(piece.data >= host.data());
+                                       CHECK(piece.data + piece.size <= host.data() + host.size());
+                                     });
+  };
+  std::uint64_t bytes = 0;
+  const auto all = walk({{start, 12288}}, ballast::access::read, bytes);
+  CHECK(all.error() == error::none);
+  CHECK(*all == 12288);
+  CHECK(bytes == 12288);
+  CHECK(walk({{start + 4000, 5000}}, ballast::access::write, bytes).error() ==
+        error::access_not_allowed);
+  CHECK(bytes == 4192); // up to the read-only region
+  CHECK(walk({{start + 8192, 1}}, ballast::access::write, bytes).error() ==
+        error::access_not_allowed);
+  CHECK(walk({{start + 4000, 4192}}, ballast::access::write, bytes).error() == error::none);
+  CHECK(walk({{start + 12000, 300}}, ballast::access::read, bytes).error() ==
+        error::not_guest_memory);
+  CHECK(bytes == 288);
+  CHECK(walk({{start + 12288, 1}}, ballast::access::write, bytes).error() ==
+        error::not_guest_memory);
+}
 
 } // namespace

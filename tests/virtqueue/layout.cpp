@@ -265,4 +265,84 @@ TEST_CASE("need_event is the same from every base") {
   CHECK(wrong == 0);
 }
 
+constexpr auto since_cases = [](auto check) {
+  // Where the indices differ by less than a round it is need_event.
+  for (std::uint32_t old : {0u, 1u, 0xfff9u, 0xffffu, 0x7'fffau, 0xffff'fffau})
+    for (std::uint32_t batch = 0; batch < 9; ++batch)
+      for (std::uint32_t event = 0; event < 30; ++event) {
+        const auto at = static_cast<std::uint16_t>(old + event - 10);
+        check(ballast::need_event_since(at, old + batch, old) ==
+              ballast::need_event(at, static_cast<std::uint16_t>(old + batch),
+                                  static_cast<std::uint16_t>(old)));
+      }
+  // A whole round passes every event, and so does every longer way; one less passes all but one.
+  for (std::uint32_t old : {0u, 5u, 0xffff'0003u, 0xffff'ffffu})
+    for (std::uint32_t event : {0u, 4u, 5u, 6u, 0xffffu}) {
+      const auto at = static_cast<std::uint16_t>(event);
+      for (std::uint32_t way : {0x1'0000u, 0x1'0001u, 0x2'0000u, 0x8000'0000u, 0xffff'0000u})
+        check(ballast::need_event_since(at, old + way, old));
+      const bool is_the_one = at == static_cast<std::uint16_t>(old + 0xffff);
+      check(ballast::need_event_since(at, old + 0xffff, old) == !is_the_one);
+      check(!ballast::need_event_since(at, old, old));
+    }
+};
+BOTH("RT-25 need_event_since does not miss whole rounds", since_cases)
+
+// ---- the contiguous layout of the legacy interface
+
+constexpr auto legacy_numbers = [](auto check) {
+  // Worked out by hand, as vring_size() of Linux has them: 256 entries take three pages, the used
+  // ring begins with the third.
+  struct expected {
+    std::uint32_t size, alignment, available, used, bytes;
+  };
+  for (const expected& e : {expected{256, 4096, 4096, 8192, 12288},
+                            expected{128, 4096, 2048, 4096, 8192},
+                            expected{1, 4096, 16, 4096, 8192},
+                            expected{2, 16, 32, 48, 80},
+                            expected{4, 64, 64, 128, 192},
+                            expected{1024, 4096, 16384, 20480, 32768},
+                            expected{32768, 4096, 524288, 593920, 860160},
+                            expected{8, 65536, 128, 65536, 131072}})
+    for (std::uint64_t pages : {0ull, 1ull, 0x12345ull}) {
+      const ballast::guest_address base = pages * 65536;
+      const auto got = split::place_legacy(base, e.size, e.alignment);
+      check(got.has_value());
+      check(got->layout == ballast::queue_layout{e.size, base, base + e.available,
+                                                    base + e.used});
+      check(got->end == base + e.bytes);
+    }
+};
+BOTH("SP-3 the legacy layout has the numbers of vring_size()", legacy_numbers)
+
+TEST_CASE("SP-3 the legacy layout of every size and alignment: nothing overlaps, the least padding") {
+  for (std::uint32_t size = 1; size <= 32768; size *= 2)
+    for (std::uint32_t alignment = 16; alignment != 0; alignment *= 2) {
+      const ballast::guest_address base = std::uint64_t{alignment} * 3;
+      const auto got = split::place_legacy(base, size, alignment);
+      REQUIRE(got.has_value());
+      const auto& at = got->layout;
+      // The formula with a division instead of a mask.
+      const std::uint64_t first = 16ull * size + 2 * (3ull + size);
+      const std::uint64_t second = 2ull * 3 + 8ull * size;
+      const std::uint64_t up = (first + alignment - 1) / alignment * alignment;
+      CHECK(at.size == size);
+      CHECK(at.descriptor_area == base);
+      CHECK(at.driver_area == base + 16ull * size);
+      CHECK(at.device_area == base + up);
+      CHECK(got->end - base == up + (second + alignment - 1) / alignment * alignment);
+    }
+}
+
+constexpr auto legacy_refused = [](auto check) {
+  for (std::uint32_t size : {0u, 3u, 255u, 65536u, 0xffff'ffffu})
+    check(split::place_legacy(4096, size, 4096).error() == ballast::error::invalid_queue_size);
+  for (std::uint32_t alignment : {0u, 1u, 2u, 4u, 8u, 15u, 17u, 24u, 4095u, 4097u, 0xffff'ffffu})
+    check(split::place_legacy(0, 8, alignment).error() == ballast::error::misaligned);
+  for (ballast::guest_address base : {1ull, 16ull, 2048ull, 4095ull, 0x1'0000'0800ull, ~0ull})
+    check(split::place_legacy(base, 8, 4096).error() == ballast::error::misaligned);
+  check(split::place_legacy(2048, 8, 2048).has_value());
+};
+BOTH("RT-5 a legacy alignment of 0 or no power of two is an error, and so is the size", legacy_refused)
+
 } // namespace

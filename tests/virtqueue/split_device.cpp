@@ -983,6 +983,54 @@ TEST_CASE("a broken queue, or one whose memory is lost, has nothing to look at a
   CHECK(!lost.enable_notifications());
 }
 
+// ---- restore
+
+TEST_CASE("a head is in flight in no queue that was never started, or was reset") {
+  // Bits behind the storage must not be looked at.
+  struct {
+    ballast::device_queue_storage<4> storage;
+    std::array<std::uint32_t, 2048> behind{};
+  } memory;
+  memory.behind.fill(0xffff'ffff);
+  fixture<4> f;
+  ballast::split_device<fixture<4>::memory_type> queue(memory.storage);
+  for (int life = 0; life < 2; ++life) {
+    for (std::uint32_t head : {0u, 3u, 4u, 31u, 32u, 63u, 1000u, 0xffffu})
+      CHECK(queue.held_chain(static_cast<std::uint16_t>(head)).error() ==
+            error::chain_not_in_flight);
+    REQUIRE(queue.start(f.ram, layout_of(f.at), no_features).has_value());
+    queue.reset();
+  }
+}
+
+TEST_CASE("a restore that any window refuses is an error, and the queue goes on as it was") {
+  using inner_type = fixture<4>::memory_type;
+  using memory_type = ballast_test::failing_memory<inner_type>;
+  for (std::uint64_t n = 1;; ++n) {
+    fixture<4> f;
+    f.driver.offer(2);
+    ballast_test::failure_plan plan{.window_error = error::access_not_allowed};
+    memory_type memory(f.ram, plan);
+    ballast::device_queue_storage<4> storage;
+    ballast::split_device<memory_type> queue(storage);
+    REQUIRE(queue.start(memory, layout_of(f.at), no_features).has_value());
+    const chain_id id = queue.pop_available()->id();
+    plan.fail_at = plan.fallible + n;
+    const std::uint16_t held[] = {1};
+    const auto done =
+        queue.restore(memory, layout_of(f.at), no_features, {.size = 4, .next_available = 1}, held);
+    CHECK(queue.is_attached());
+    CHECK(queue.in_flight() == 1);
+    if (plan.fallible < plan.fail_at) {
+      CHECK(done.has_value());
+      CHECK(queue.held_chain(1).has_value());
+      break;
+    }
+    CHECK(done.error() == error::access_not_allowed);
+    CHECK(queue.push_used(id, 0).error() == error::none);
+  }
+}
+
 // ---- hostile memory
 
 constexpr auto loses = [](auto check) {

@@ -521,6 +521,47 @@ TEST_CASE("a used id that is a head staged but not published breaks the queue") 
   CHECK(f.queue.in_flight() == 2);
 }
 
+TEST_CASE("a chain that the device holds while 65536 others go round is in flight all the time") {
+  for (std::uint32_t others : {1u, 32766u, 32767u, 32768u, 40000u, 65535u, 65536u, 100000u}) {
+    fixture<4> f(no_features, 0x1234);
+    REQUIRE(f.offer(7));
+    const std::uint32_t held = f.head(0x1234);
+    std::uint32_t wrong = 0;
+    const auto give_back = [&](std::uint32_t n, std::uint32_t head) {
+      const auto position = static_cast<std::uint16_t>(0x1234 + n);
+      f.device.used_element(position % 4, head, 1);
+      f.device.used_index(static_cast<std::uint16_t>(position + 1));
+      const auto used = f.queue.pop_used();
+      return used ? used->token : ~std::uint64_t{0};
+    };
+    for (std::uint32_t n = 0; n < others; ++n) {
+      wrong += !f.offer(n + 100);
+      wrong += give_back(n, f.head(static_cast<std::uint16_t>(0x1234 + n + 1))) != n + 100;
+    }
+    CHECK(wrong == 0);
+    CHECK(give_back(others, held) == 7);
+    CHECK(f.queue.cause() == error::none);
+  }
+}
+
+TEST_CASE("a queue is saved and restored while an early chain is held and later ones came back") {
+  fixture<4> f(no_features, 0xfffe);
+  REQUIRE((f.offer(1) && f.offer(2)));
+  f.device.give_back(f.head(0xffff), 3); // the second; the first is still there
+  REQUIRE(f.queue.pop_used()->token == 2);
+  std::array<ballast::driver_slot, 4> saved{};
+  const auto state = f.queue.save(saved);
+  REQUIRE(state.has_value());
+  std::array<ballast::driver_slot, 4> slots{};
+  ballast::split_driver<fixture<4>::memory_type> queue(slots);
+  CHECK(queue.restore(f.ram, layout_of(f.at), no_features, *state, saved).error() == error::none);
+  f.device.give_back(f.head(0xfffe), 4);
+  const auto used = queue.pop_used();
+  CHECK(used.has_value());
+  CHECK(used->token == 1);
+  CHECK(queue.free_descriptors() == 4);
+}
+
 constexpr auto own_words_only = [](auto check) {
   // The device scribbles over all that the driver wrote: the descriptor table and the available
   // ring. Nothing of it is read back.

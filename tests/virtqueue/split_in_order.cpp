@@ -50,6 +50,7 @@ template <std::endian E = little> struct device_bench {
   constexpr explicit device_bench(std::uint16_t first = 0, const feature_set& features = in_order)
       : driver({ram.bytes(), base, E}, places, first) {
     driver.make_available();
+    ballast_test::raw_words(ram.bytes(), base, E).put(places.used + 2, 2, first);
     for (std::uint32_t i = 0; i < 8; ++i)
       driver.descriptor(i, {0x1000 * i, 10 * i, flag_write, 0});
     started = queue.start(memory, layout, features, first).has_value();
@@ -439,15 +440,9 @@ constexpr auto hostiles = [](auto check) {
   // A run of one, then an element that names an older chain.
   check(hostile([&](bench& b) {
           names(1, 1)(b);
-          b.device.used_element((b.index() + 1) % 8, 1, 3);
+          b.device.used_element((b.index() + 1u) % 8, 1, 3);
           b.device.used_index(static_cast<std::uint16_t>(b.index() + 2));
         }) == error::used_id_not_in_flight);
-  // The index goes back while a run is taken.
-  check(hostile([&](bench& b) {
-          names(3, 3)(b);
-          (void)b.queue.pop_used();
-          b.device.used_index(static_cast<std::uint16_t>(b.index() - 1));
-        }) == error::none);
 };
 
 constexpr auto goes_back = [](auto check) {
@@ -508,7 +503,7 @@ constexpr void lives(auto check, std::uint32_t steps, const feature_set& feature
   for (std::uint32_t i = 0; i < steps; ++i) life.step();
   life.finish();
   check(life.wrong() == 0);
-  check(steps < 30 || life.returned() > steps / 30);
+  check(life.returned() > steps / 100);
 }
 
 constexpr feature_set with(std::uint32_t bits) {

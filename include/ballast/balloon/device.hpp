@@ -40,15 +40,16 @@ struct device_options {
   queue_numbering numbering = queue_numbering::by_offered;
   /// The most pages that a target may have: the guest's memory, in pages of 4096 bytes.
   std::uint32_t target_pages_max = balloon_pages_max;
-  /// The host's page size in bytes, a power of two, at least 4096. Where it is larger,
-  /// MUST_TELL_HOST is offered too.
+  /// The host's page size in bytes, rounded up to a power of two of at least 4096. Where it is
+  /// larger than that, MUST_TELL_HOST is offered too, and guest and host addresses must be the same
+  /// modulo it.
   std::uint32_t host_page_size = page_size;
   /// Refuse a driver that does not accept MUST_TELL_HOST. Spec: "Feature bits" (device, MAY).
   bool requires_must_tell_host = false;
   /// PFNs looked at in one buffer; more than Linux (256) and Windows (1024) send. The rest of a
   /// larger buffer is counted and passed over, the buffer is returned all the same.
-  std::uint32_t buffer_pfns_max = 16384;
-  /// Where the ring indices begin: 0 for every real driver, another for tests near the wrap.
+  std::uint32_t buffer_pfns_max = 2048;
+  /// Where the ring indices begin at activation: 0 for every real driver. For tests near the wrap.
   std::uint16_t first_index = 0;
 };
 
@@ -80,8 +81,17 @@ template <guest_memory M, page_host Host, std::uint32_t QueueSize = 128,
           std::endian E = std::endian::little>
 class device {
  public:
+  /// What the device can do; anything else in `device_options::offered` is left out.
+  static constexpr feature_set supported{
+      feature::must_tell_host,         feature::stats_vq,
+      feature::deflate_on_oom,         ballast::feature::event_idx,
+      ballast::feature::indirect_desc, ballast::feature::in_order,
+      ballast::feature::ring_reset,    ballast::feature::version_1};
+
   constexpr explicit device(Host& host, const device_options& options = {}) noexcept
       : host_(&host), options_(options) {
+    options_.host_page_size =
+        std::bit_ceil(options.host_page_size < page_size ? page_size : options.host_page_size);
     config_.set_visible_size(balloon::config_size(offered(options)));
   }
 
@@ -110,9 +120,9 @@ class device {
   constexpr actions request_statistics() noexcept {
     if (!negotiated_.test(feature::stats_vq)) return refused(error::not_negotiated);
     if (!has_statistics_buffer_) return refused(error::no_statistics_buffer);
-    const auto returned = statistics_.push_used(statistics_buffer_, 0);
+    if (const auto returned = statistics_.push_used(statistics_buffer_, 0); !returned)
+      return refused(returned.error());
     has_statistics_buffer_ = false;
-    if (!returned) return refused(returned.error());
     is_statistics_pending_ = true;
     statistics_.publish();
     return notify_if_due(queue_kind::statistics);
@@ -170,7 +180,10 @@ class device {
   }
   constexpr actions write_config(std::uint32_t offset, std::span<const std::byte> from) noexcept {
     const auto written = config_.write(offset, from);
-    return written ? actions{} : refused(written.error());
+    if (!written) return refused(written.error());
+    constexpr std::uint32_t begin = offsetof(config, actual), end = begin + sizeof(le32);
+    if (offset < end && offset + from.size() > begin) has_actual_ = true;
+    return {};
   }
 
   constexpr actions activate(const feature_set& negotiated, std::span<const queue_layout> queues,
@@ -190,8 +203,28 @@ class device {
     // Whatever was made available, and perhaps notified, before DRIVER_OK.
     actions due;
     for (std::uint16_t i = 0; i < queue_count() && i < queues.size(); ++i)
-      if (queues[i].size != 0 && kind_of(i)) due |= process(i, queues[i].size);
+      if (queues[i].size != 0 && kind_of(i)) due |= process(i, activation_budget);
     return due;
+  }
+
+  /// Lets go of the memory, before its map changes; everything else stays. `attach` goes on.
+  constexpr void detach() noexcept {
+    inflate_.detach();
+    deflate_.detach();
+    statistics_.detach();
+  }
+
+  /// Goes on after `detach`; `queues` as at the activation. The memory may be another one.
+  /// Errors: `wrong_state` (not active), the queues'; what is not attached is not processed.
+  constexpr result<void> attach(std::span<const queue_layout> queues, M& memory) noexcept {
+    if (is_active_.load() == 0) return error::wrong_state;
+    memory_ = &memory;
+    for (std::uint16_t i = 0; i < queue_count() && i < queues.size(); ++i) {
+      const auto kind = kind_of(i);
+      if (!kind || queues[i].size == 0) continue;
+      if (const auto r = queue_of(*kind).attach(memory, queues[i], negotiated_); !r) return r;
+    }
+    return {};
   }
 
   constexpr actions process(std::uint16_t index, std::uint32_t budget) noexcept {
@@ -206,7 +239,7 @@ class device {
     const auto kind = kind_of(index);
     if (!kind) return refused(kind.error());
     queue_of(*kind).reset();
-    if (*kind == queue_kind::statistics) has_statistics_buffer_ = is_statistics_pending_ = false;
+    forget_held(*kind);
     return {};
   }
 
@@ -214,8 +247,9 @@ class device {
     const auto kind = kind_of(index);
     if (!kind) return refused(kind.error());
     if (is_active_.load() == 0) return refused(error::wrong_state);
+    forget_held(*kind);
     const auto started = queue_of(*kind).start(*memory_, layout, negotiated_);
-    return started ? process(index, layout.size) : refused(started.error());
+    return started ? process(index, activation_budget) : refused(started.error());
   }
 
   constexpr void reset() noexcept {
@@ -224,7 +258,7 @@ class device {
     deflate_.reset();
     statistics_.reset();
     negotiated_ = {};
-    has_statistics_buffer_ = is_statistics_pending_ = has_snapshot_ = false;
+    has_statistics_buffer_ = is_statistics_pending_ = has_snapshot_ = has_actual_ = false;
     memory_ = nullptr;
     ++epoch_;
   }
@@ -232,8 +266,12 @@ class device {
  private:
   using queue = split_device<M, E>;
 
+  /// Buffers of each queue that are looked at while the driver writes DRIVER_OK; the rest is
+  /// announced as `more_work`.
+  static constexpr std::uint32_t activation_budget = 4;
+
   static constexpr feature_set offered(const device_options& options) noexcept {
-    feature_set offers = options.offered.with(ballast::feature::version_1);
+    feature_set offers = (options.offered & supported).with(ballast::feature::version_1);
     if (options.host_page_size > page_size) offers = offers.with(feature::must_tell_host);
     return offers;
   }
@@ -252,6 +290,11 @@ class device {
 
   [[nodiscard]] static constexpr actions failed(error why) noexcept {
     return {.needs_reset = true, .failure = why};
+  }
+
+  /// The chains of a queue that is taken away are not the device's any more.
+  constexpr void forget_held(queue_kind kind) noexcept {
+    if (kind == queue_kind::statistics) has_statistics_buffer_ = is_statistics_pending_ = false;
   }
 
   constexpr actions notify_if_due(queue_kind kind) noexcept {
@@ -315,14 +358,25 @@ class device {
     guest_address at = address_of(range.first);
     std::uint64_t left = range.count << pfn_shift;
     while (left != 0) {
-      const std::uint64_t found = memory_->segment(at, left, access::write).size;
-      const std::uint64_t size = (found < left ? found : left) & ~std::uint64_t{page_size - 1};
+      const std::uint64_t size = piece_at(at, left);
       if (size != 0) apply_piece(kind, at, size);
       const std::uint64_t bad = size == 0 ? page_size : 0;
       counters_.bad_pages += bad >> pfn_shift;
       at += size + bad;
       left -= size + bad;
     }
+  }
+
+  /// Bytes of whole pages at `at` that lie in one piece of writable memory, or in as many as make
+  /// up one page.
+  [[nodiscard]] constexpr std::uint64_t piece_at(guest_address at, std::uint64_t left) noexcept {
+    std::uint64_t size = 0;
+    do {
+      const std::uint64_t more = memory_->segment(at + size, left - size, access::write).size;
+      if (more == 0) break;
+      size += more < left - size ? more : left - size;
+    } while (size < left && size % page_size != 0);
+    return size & ~std::uint64_t{page_size - 1};
   }
 
   constexpr void apply_piece(queue_kind kind, guest_address address, std::uint64_t size) noexcept {
@@ -363,7 +417,8 @@ class device {
   constexpr void keep_statistics(const chain& c) noexcept {
     if (has_statistics_buffer_) { // a driver may have one at a time: the older goes back
       ++counters_.duplicate_statistics;
-      (void)statistics_.push_used(statistics_buffer_, 0);
+      if (const auto r = statistics_.push_used(statistics_buffer_, 0); !r)
+        statistics_.fail(r.error());
     }
     statistics_buffer_ = c.id();
     has_statistics_buffer_ = true;
@@ -371,8 +426,8 @@ class device {
   }
 
   constexpr error read_statistics(const chain& c) noexcept {
-    snapshot_ = {};
-    statistics_parser<E> parser(snapshot_);
+    snapshot fresh;
+    statistics_parser<E> parser(fresh);
     buffer_reader<M> reader(*memory_, c.readable());
     std::byte chunk[160]{};
     while (true) {
@@ -381,12 +436,14 @@ class device {
       if (!parser.feed(std::span(chunk).first(*read)) || *read < sizeof(chunk)) break;
     }
     ++counters_.statistics_buffers;
-    snapshot_.epoch = epoch_;
-    snapshot_.actual_pages = actual();
-    snapshot_.target_pages = target();
-    snapshot_.deflate_on_oom = negotiated_.test(feature::deflate_on_oom);
-    snapshot_.is_solicited = is_statistics_pending_;
+    fresh.epoch = epoch_;
+    fresh.actual_pages = has_actual_ ? actual() : 0;
+    fresh.target_pages = target();
+    fresh.deflate_on_oom = negotiated_.test(feature::deflate_on_oom);
+    // A duplicate does not take the answer away from one who waits for it.
+    fresh.is_solicited = is_statistics_pending_ || (has_snapshot_ && snapshot_.is_solicited);
     is_statistics_pending_ = false;
+    snapshot_ = fresh;
     has_snapshot_ = true;
     return error::none;
   }
@@ -412,6 +469,7 @@ class device {
   bool has_statistics_buffer_ = false;
   bool is_statistics_pending_ = false;
   bool has_snapshot_ = false;
+  bool has_actual_ = false; ///< the driver of this epoch has written `actual`
 };
 
 } // namespace ballast::balloon

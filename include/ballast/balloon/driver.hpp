@@ -50,7 +50,7 @@ struct driver_options {
   queue_numbering numbering = queue_numbering::by_negotiated;
   /// Without MUST_TELL_HOST: let pages be used before the device returned the deflate buffer.
   bool reuses_before_acknowledged = false;
-  /// Where the ring indices begin: 0 for every real device, another for tests near the wrap.
+  /// Where the ring indices begin: 0 for every real device. For tests near the wrap.
   std::uint16_t first_index = 0;
 };
 
@@ -70,6 +70,10 @@ template <guest_memory M, driver_transport T, page_source P, class S, std::uint3
   requires statistics_source<S, E>
 class driver {
  public:
+  /// What the driver can do; anything else in `driver_options::accepted` is left out.
+  static constexpr feature_set supported{feature::must_tell_host,    feature::stats_vq,
+                                         feature::deflate_on_oom,    ballast::feature::event_idx,
+                                         ballast::feature::in_order, ballast::feature::version_1};
   /// Room for more entries than there are tags.
   static constexpr std::uint32_t statistics_bytes = 40 * sizeof(statistic<E>);
   static constexpr std::uint32_t array_bytes = array_pfns_max * sizeof(std::uint32_t);
@@ -95,8 +99,10 @@ class driver {
   constexpr actions start() noexcept {
     if (const auto own = memory_->window(base_, memory_bytes, 16, access::write); !own)
       return refused(own.error());
+    is_live_ = false;
     const auto negotiated = negotiate(
-        *transport_, {.device_id = device_id, .supported = options_.accepted, .required = {}});
+        *transport_,
+        {.device_id = device_id, .supported = options_.accepted & supported, .required = {}});
     if (!negotiated) return refused(negotiated.error());
     release_all();
     features_ = *negotiated;
@@ -106,14 +112,17 @@ class driver {
       return refused(ready.error());
     }
     if (const auto ok = set_driver_ok(*transport_); !ok) return refused(ok.error());
+    is_live_ = true;
     write_actual(0);
     if (has_statistics()) notify_if_due(statistics_, due); // not before DRIVER_OK
     return due |= on_config_change();
   }
 
   /// Reads the target and moves towards it.
-  /// Errors: `device_needs_reset`, `config_unstable`, and those of `step`.
+  /// Errors: `wrong_state` (not started, or FAILED), `device_needs_reset`, `config_unstable`, and
+  /// those of `step`.
   constexpr actions on_config_change() noexcept {
+    if (!is_live_) return refused(error::wrong_state);
     if ((transport_->status() & status::needs_reset) != 0)
       return {.needs_reset = true, .failure = error::device_needs_reset};
     std::byte raw[sizeof(le32)]{};
@@ -129,6 +138,7 @@ class driver {
   /// With nothing to do it asks for notifications. `needs_reset` and the reason in `failure` where
   /// the device broke a queue.
   constexpr actions step(std::uint32_t budget = 64) noexcept {
+    if (!is_live_) return refused(error::wrong_state);
     actions due;
     for (; budget != 0; --budget) {
       const bool has_worked = take_up(due);
@@ -142,14 +152,17 @@ class driver {
 
   /// Gives at most `pages` back to a guest that is out of memory, whatever the target is, and does
   /// not inflate again before the next configuration change.
-  /// Errors: `not_negotiated` (DEFLATE_ON_OOM), `queue_full` (a deflation is under way),
-  /// `queue_empty` (nothing in the balloon).
+  /// Errors: `not_negotiated` (DEFLATE_ON_OOM), `wrong_state`, `queue_full` (a deflation is under
+  /// way), `queue_empty` (nothing in the balloon).
   constexpr actions deflate_on_oom(std::uint32_t pages) noexcept {
     if (!features_.test(feature::deflate_on_oom)) return refused(error::not_negotiated);
+    if (!is_live_) return refused(error::wrong_state);
     if (deflating_.count != 0) return refused(error::queue_full);
-    is_holding_ = true;
     actions due;
-    if (!deflate(pages, due) && due.failure == error::none) return refused(error::queue_empty);
+    if (deflate(pages, due))
+      is_holding_ = true;
+    else if (due.failure == error::none)
+      return refused(error::queue_empty);
     return due;
   }
 
@@ -170,6 +183,7 @@ class driver {
   struct batch {
     std::uint32_t pfns[array_pfns_max]{};
     std::uint32_t count = 0;
+    bool is_released = false; ///< these may be used again already
 
     [[nodiscard]] constexpr std::span<const std::uint32_t> pages() const noexcept {
       return std::span(pfns).first(count);
@@ -220,7 +234,7 @@ class driver {
   /// Nothing is in the balloon of a device that was reset.
   constexpr void release_all() noexcept {
     pages_->release(inflating_.pages());
-    if (!releases_early()) pages_->release(deflating_.pages());
+    if (!deflating_.is_released) pages_->release(deflating_.pages());
     inflating_.count = deflating_.count = 0;
     batch stored;
     do {
@@ -259,14 +273,16 @@ class driver {
   /// Handles what the device returned; whether there was anything.
   constexpr bool take_up(actions& due) noexcept {
     bool has_worked = false;
-    if (inflating_.count != 0 && has_returned(inflate_, due)) {
+    // Every queue is looked at, the idle ones too: a device that returns what it was not given
+    // breaks its queue there, instead of keeping us awake.
+    if (has_returned(inflate_, due)) {
       pages_->store(inflating_.pages());
       write_actual(actual_ + inflating_.count);
       inflating_.count = 0;
       has_worked = true;
     }
-    if (deflating_.count != 0 && has_returned(deflate_, due)) {
-      if (!releases_early()) pages_->release(deflating_.pages());
+    if (has_returned(deflate_, due)) {
+      if (!deflating_.is_released) pages_->release(deflating_.pages());
       write_actual(actual_ - deflating_.count);
       deflating_.count = 0;
       has_worked = true;
@@ -282,7 +298,7 @@ class driver {
   /// Starts the next buffer towards the target; whether there was one to send.
   constexpr bool adjust(actions& due) noexcept {
     if (!is_idle()) return false;
-    if (actual_ > target_ && !is_holding_) return deflate(actual_ - target_, due);
+    if (actual_ > target_) return deflate(actual_ - target_, due);
     if (actual_ < target_ && !is_holding_) return inflate(target_ - actual_, due);
     return false;
   }
@@ -298,8 +314,12 @@ class driver {
     const std::uint32_t n = pages < array_pfns_max ? pages : array_pfns_max;
     const std::size_t got = pages_->take_stored(std::span(deflating_.pfns).first(n));
     deflating_.count = static_cast<std::uint32_t>(got);
+    deflating_.is_released = false;
     if (got == 0 || !send_pages(deflate_, deflating_, due)) return false;
-    if (releases_early()) pages_->release(deflating_.pages());
+    if (releases_early()) {
+      pages_->release(deflating_.pages());
+      deflating_.is_released = true;
+    }
     return true;
   }
 
@@ -373,6 +393,7 @@ class driver {
   batch deflating_;
   std::uint32_t target_ = 0;
   std::uint32_t actual_ = 0;
+  bool is_live_ = false;    ///< from DRIVER_OK to the next start
   bool is_holding_ = false; ///< gave pages back when out of memory: no inflating for now
 };
 

@@ -15,7 +15,9 @@ namespace ballast::balloon {
 /// Spec: "Traditional Memory Balloon Device".
 inline constexpr std::uint32_t device_id = 5;
 
-/// Spec: "Traditional Memory Balloon Device / Feature bits".
+/// Not to be mixed with `ballast::feature`, the bits of the ring and the transport: with both
+/// namespaces used, write `balloon::feature`. Spec: "Traditional Memory Balloon Device / Feature
+/// bits".
 namespace feature {
 
 inline constexpr unsigned must_tell_host = 0; ///< deflated pages wait for the device

@@ -22,6 +22,7 @@ using guest_address = std::uint64_t;
 /// A word is always accessed plain or never: virtqueue/layout.hpp lists which.
 enum class order : std::uint8_t { plain, relaxed, acquire, release };
 
+/// What is to be done to memory; `write` includes reading it.
 enum class access : std::uint8_t { read, write };
 
 /// The longest contiguous piece of a range; `data` is null where memory cannot be pointed at

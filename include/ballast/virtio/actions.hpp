@@ -15,9 +15,11 @@ namespace ballast {
 /// `notify_queues` are available buffer notifications.
 struct [[nodiscard]] actions {
   std::uint64_t notify_queues = 0;
-  std::uint64_t more_work = 0; ///< queues whose budget ran out: process them again
+  /// Queues whose budget ran out: process them again. Of a driver, not 0: call `step` again.
+  std::uint64_t more_work = 0;
   bool config_changed = false;
-  /// The device can't go on: set DEVICE_NEEDS_RESET, which is a configuration change too.
+  /// The device can't go on: set DEVICE_NEEDS_RESET, which is a configuration change too. Of a
+  /// driver: it can't go on with this device; `start` it again, which resets the device.
   bool needs_reset = false;
   /// Why `needs_reset` is set, or why the call was refused and did nothing.
   error failure = error::none;

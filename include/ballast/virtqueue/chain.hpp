@@ -52,7 +52,7 @@ class chain {
   chain_id id_;
 };
 
-/// The sum of the lengths, in bytes. Spec: "Message Framing" bounds a chain to 2^32.
+/// The sum of the lengths, in bytes. Spec: "The Virtqueue Descriptor Table" bounds a chain to 2^32.
 [[nodiscard]] constexpr std::uint64_t total_bytes(std::span<const buffer> buffers) noexcept {
   std::uint64_t sum = 0;
   for (const buffer& b : buffers) sum += b.length;

@@ -133,13 +133,15 @@ inline constexpr std::uint16_t no_notify = 1; ///< in used_flags
   return {};
 }
 
-/// The parts of a queue laid out one after the other from `base`, each aligned.
-/// `end` is the first address behind them.
+/// The parts of a queue laid out one after the other, each aligned; `end` is the first address
+/// behind them.
 struct placement {
   queue_layout layout;
   guest_address end = 0;
 };
 
+/// The places of a queue of `size` entries from the first 16-aligned address not below `base`. Not
+/// checked: `start` checks size and memory.
 [[nodiscard]] constexpr placement place(guest_address base, std::uint32_t size) noexcept {
   const auto align = [](guest_address a, std::uint32_t to) { return (a + to - 1) & ~(to - 1ull); };
   queue_layout at{.size = size};
