@@ -12,6 +12,7 @@ clang_packages=(clang-14 clang-19)
 style_packages=(clang-19 clang-format-19 clang-tidy-19)
 kernel_packages=(linux-source-6.12)
 relacy_packages=(relacy-dev)
+fuzz_packages=(clang-19 libclang-rt-19-dev)
 
 say() { printf '%s\n' "$*" >&2; }
 

@@ -147,9 +147,9 @@ class guest_ram {
 
   // What the peer does meanwhile.
 
-  std::vector<change> changes;   ///< at most a few
+  std::vector<change> changes;    ///< at most a few
   std::uint64_t flipped_bits = 0; ///< of each plain word, right after it was loaded
-  bool is_quiet = false;         ///< the target's own accesses: nothing is kept, nothing changes
+  bool is_quiet = false;          ///< the target's own accesses: nothing is kept, nothing changes
 
  private:
   void add(guest_address address, std::uint64_t size, bool is_writable) {
@@ -237,9 +237,8 @@ class hostile_memory {
   }
 
   [[nodiscard]] bool read(guest_address address, std::span<std::byte> to) noexcept {
-    if (!copy(address, to.size(), ballast::access::read, [&](std::byte* data, std::size_t done) {
-          to[done] = *data;
-        }))
+    if (!copy(address, to.size(), ballast::access::read,
+              [&](std::byte* data, std::size_t done) { to[done] = *data; }))
       return false;
     if (!ram_->is_quiet) ram_->copies.push_back({address, {to.begin(), to.end()}});
     loaded();
@@ -300,7 +299,8 @@ static_assert(ballast::guest_memory<hostile_memory>);
   const std::uint8_t how = in.byte();
   const std::uint32_t size = how < 0xf0 ? 1u << (how % 9) : in.number<std::uint32_t>();
   const std::uint32_t where = in.below(4);
-  if (where != 3 && size <= 256) return ballast::split::place(0x1000 + 16 * in.byte(), size).layout;
+  if (where != 3 && size <= 256)
+    return ballast::split::place(0x1000 + 16u * in.byte(), size).layout;
   ballast::queue_layout at{.size = size};
   at.descriptor_area = ram.address_from(in);
   at.driver_area = ram.address_from(in);

@@ -164,8 +164,8 @@ template <std::endian E> class scenario {
     const std::uint32_t head = in_.below(size_), count = 1 + in_.below(4), writable = in_.below(5);
     for (std::uint32_t i = 0; i < count; ++i) {
       const bool is_last = i + 1 == count;
-      const unsigned flags = (is_last ? 0u : split::flag_next) |
-                             (i + writable >= count ? split::flag_write : 0u);
+      const unsigned flags =
+          (is_last ? 0u : split::flag_next) | (i + writable >= count ? split::flag_write : 0u);
       write_descriptor_at(layout_.descriptor_area + 16 * ((head + i) % size_),
                           ram_.address_from(in_),
                           {length_from(), static_cast<std::uint16_t>(flags),
@@ -330,8 +330,7 @@ template <std::endian E> class scenario {
 
     bool is_valid = from.state.version == 1 && from.state.size == at.size && can_map(at) &&
                     is_known(from.state.cause);
-    const auto kept =
-        static_cast<std::uint16_t>(from.state.next_available - from.state.next_used);
+    const auto kept = static_cast<std::uint16_t>(from.state.next_available - from.state.next_used);
     is_valid = is_valid && kept <= at.size && kept == from.heads.size();
     std::map<std::uint16_t, int> seen;
     for (const std::uint16_t head : from.heads)
@@ -388,8 +387,8 @@ template <std::endian E> class scenario {
 
   /// What the loaded words say of how many chains are available.
   [[nodiscard]] error read_pending(std::uint32_t& pending) {
-    const auto index =
-        to_order<E>(ram_.template take<std::uint16_t>(layout_.driver_area + split::available_index));
+    const auto index = to_order<E>(
+        ram_.template take<std::uint16_t>(layout_.driver_area + split::available_index));
     pending = static_cast<std::uint16_t>(index - next_available_);
     return pending > size_ ? error::available_index_jump : error::none;
   }
@@ -557,7 +556,8 @@ template <std::endian E> class scenario {
     const auto handle = [&](const chain& c) {
       require(was_usable && memory().good(), "a handler sees no chain of a queue that is broken");
       if (handled++ == 0)
-        require(read_pending(pending) == error::none && pending != 0, "only new chains are handled");
+        require(read_pending(pending) == error::none && pending != 0,
+                "only new chains are handled");
       require(handled <= budget && handled <= pending && !is_early, "the budget is kept");
       const reading r = read_chain();
       check_chain(c, r);
@@ -626,7 +626,8 @@ template <std::endian E> class scenario {
     for (const stored_word& s : ram_.stores) {
       const std::uint64_t offset = s.address - layout_.device_area;
       if (s.width != 4) continue;
-      require(offset >= 4 && offset < 4 + 8 * std::uint64_t{size_}, "used elements lie in the ring");
+      require(offset >= 4 && offset < 4 + 8 * std::uint64_t{size_},
+              "used elements lie in the ring");
       returned_chain& entry = used_ring_[(offset - 4) / 8];
       const auto value = to_order<E>(static_cast<std::uint32_t>(s.value));
       ((offset - 4) % 8 == 0 ? entry.head : entry.length) = value;
@@ -668,8 +669,7 @@ template <std::endian E> class scenario {
   void return_one(chain_id id, std::uint32_t length) {
     const auto found = held_.find(id.head);
     const bool is_held = found != held_.end() && found->second.id == id;
-    const bool is_turn =
-        !is_in_order_ || (is_held && found == std::next(held_.begin(), oldest()));
+    const bool is_turn = !is_in_order_ || (is_held && found == std::next(held_.begin(), oldest()));
     const auto pushed = queue_.push_used(id, length);
     require(ram_.words.empty(), "returning a chain loads nothing");
     require(pushed.has_value() == (is_attached_ && is_held && is_turn && memory().good()),
@@ -693,8 +693,9 @@ template <std::endian E> class scenario {
     queue_.publish();
     require(ram_.words.empty(), "publishing loads nothing");
     if (!is_due) return require(ram_.stores.empty(), "there is nothing to publish");
-    require(!ram_.stores.empty() && is_store(ram_.stores.size() - 1, split::used_index,
-                                             static_cast<std::uint16_t>(next_used_)) &&
+    require(!ram_.stores.empty() &&
+                is_store(ram_.stores.size() - 1, split::used_index,
+                         static_cast<std::uint16_t>(next_used_)) &&
                 ram_.stores.back().how == order::release,
             "publishing ends with a release store of the index");
     require(ram_.stores.size() <= (is_in_order_ ? 3u : 1u), "and is one store");
@@ -749,9 +750,9 @@ template <std::endian E> class scenario {
       return;
     }
     const auto next = static_cast<std::uint16_t>(next_available_);
-    require(ram_.stores.size() == 1 && (has_event_index_
-                                            ? is_store(0, split::available_event(size_), next)
-                                            : is_store(0, split::used_flags, 0)),
+    require(ram_.stores.size() == 1 &&
+                (has_event_index_ ? is_store(0, split::available_event(size_), next)
+                                  : is_store(0, split::used_flags, 0)),
             "the driver is asked to notify");
     const auto index = to_order<E>(
         ram_.template take<std::uint16_t>(layout_.driver_area + split::available_index));

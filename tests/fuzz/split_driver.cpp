@@ -267,8 +267,7 @@ template <std::endian E> class scenario {
       if (in_.flag()) tables = tables_from();
     }
     if (is_overlapping(at, tables)) return;
-    const bool is_possible =
-        !is_attached_ && size_ != 0 && at.size == size_ && can_map(at, tables);
+    const bool is_possible = !is_attached_ && size_ != 0 && at.size == size_ && can_map(at, tables);
     const auto attached = queue_.attach(memory, at, features_, tables);
     require(attached.has_value() == is_possible, "attach wants a detached queue of the same size");
     require(ram_.accesses == 0, "attaching touches no ring");
@@ -320,8 +319,8 @@ template <std::endian E> class scenario {
       if (from.slots.empty()) return;
       driver_slot& slot = from.slots[in_.below(static_cast<std::uint32_t>(from.slots.size()))];
       const std::uint8_t field = in_.byte();
-      const auto value = static_cast<std::uint16_t>(
-          field < 0xc0 ? in_.below(from.state.size + 1) : in_.number<std::uint16_t>());
+      const auto value = static_cast<std::uint16_t>(field < 0xc0 ? in_.below(from.state.size + 1)
+                                                                 : in_.number<std::uint16_t>());
       switch (field % 5) {
       case 0: slot.next = value; break;
       case 1: slot.last = value; break;
@@ -386,8 +385,7 @@ template <std::endian E> class scenario {
     case 2:
       queue_.disable_notifications();
       if (is_attached_ && !has_event_index_) {
-        require(ram_.stores.size() == 1 &&
-                    is_store(0, layout_.driver_area, split::no_interrupt),
+        require(ram_.stores.size() == 1 && is_store(0, layout_.driver_area, split::no_interrupt),
                 "flags say that notifications are not needed");
       } else {
         require(ram_.stores.empty(), "with EVENT_IDX the flags stay 0");
@@ -510,16 +508,15 @@ template <std::endian E> class scenario {
   }
 
   void add_each() {
-    std::vector<single_buffer> chains(in_.below(size_ + 3));
+    std::vector<single_buffer> given(in_.below(size_ + 3));
     const buffer first = buffer_from();
     const std::uint8_t writable = in_.byte();
-    for (std::size_t i = 0; i < chains.size(); ++i)
-      chains[i] = {{first.address + 16 * i, first.length}, (writable >> (i % 8) & 1) != 0,
-                   ++token_};
-    const std::size_t expected = std::min<std::size_t>(free_descriptors(), chains.size());
+    for (std::size_t i = 0; i < given.size(); ++i)
+      given[i] = {{first.address + 16 * i, first.length}, (writable >> (i % 8) & 1) != 0, ++token_};
+    const std::size_t expected = std::min<std::size_t>(free_descriptors(), given.size());
     std::size_t asked = 0;
     const auto added =
-        queue_.add_each(static_cast<std::uint32_t>(chains.size()), [&] { return chains[asked++]; });
+        queue_.add_each(static_cast<std::uint32_t>(given.size()), [&] { return given[asked++]; });
     require(ram_.words.empty(), "adding loads nothing");
     require(added.has_value() == (is_usable() && memory().good()), "a working queue takes chains");
     if (!added) return require(asked == 0 && ram_.stores.empty(), "nothing changes otherwise");
@@ -527,10 +524,10 @@ template <std::endian E> class scenario {
     require(ram_.accesses == 3 * expected, "adding is bounded by what is added");
     take_stores();
     for (std::size_t i = 0; i < expected; ++i) {
-      const std::span<const buffer> one(&chains[i].data, 1), none;
-      const bool is_writable = chains[i].is_writable;
+      const std::span<const buffer> one(&given[i].data, 1), none;
+      const bool is_writable = given[i].is_writable;
       check_chain(next_available_++, is_writable ? none : one, is_writable ? one : none,
-                  chains[i].token);
+                  given[i].token);
     }
   }
 
@@ -642,8 +639,7 @@ template <std::endian E> class scenario {
     const auto popped = queue_.pop_used();
     require(ram_.stores.empty() && ram_.accesses <= 3, "taking back is three loads");
     if (!is_usable()) {
-      require(popped.error() == (is_attached_ ? cause_ : error::not_attached) &&
-                  ram_.words.empty(),
+      require(popped.error() == (is_attached_ ? cause_ : error::not_attached) && ram_.words.empty(),
               "a queue that is broken or detached gives nothing");
       return;
     }

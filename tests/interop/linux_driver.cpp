@@ -16,6 +16,9 @@ namespace {
 
 using namespace interop;
 
+// Linux's driver puts every chain of two buffers and more into a table, of any length. A chain
+// longer than the ring is forbidden all the same ("Indirect Descriptors") and breaks our queue, so
+// the traffic has none.
 constexpr bool has_indirect = true;
 
 class linux_side {

@@ -164,7 +164,7 @@ constexpr void complete(auto check, std::uint32_t steps, const ballast::feature_
   device_log = {};
   for (std::uint32_t i = 0; i < steps; ++i) {
     life.step();
-    if (i % 8 == 7) compare();
+    if (i % 16 == 15) compare();
   }
   life.finish();
   compare();
@@ -188,12 +188,13 @@ constexpr ballast::feature_set features(std::uint32_t bits) {
   return set;
 }
 
-constexpr auto is_complete = [](auto check) {
-  complete<4>(check, 48, features(0), 1);
-  complete<4, std::endian::big>(check, 48, features(7), 2);
-};
+constexpr auto is_complete = [](auto check) { complete<2>(check, 32, features(0), 1); };
 BOTH("every byte that an exchange changes is in the log: rings, indices and event words",
      is_complete)
+constexpr auto is_complete_big = [](auto check) {
+  complete<2, std::endian::big>(check, 32, features(7), 2);
+};
+BOTH("... with tables, events, in order and big-endian too", is_complete_big)
 
 TEST_CASE("the log is complete over long random exchanges, with tables, events and in order") {
   const ballast_test::run_time_check check;

@@ -110,7 +110,7 @@ constexpr auto modern = [](auto check) {
   check(ballast::set_driver_ok(t).has_value());
   check(t.wrote({0, 1, 3, 11, 15}));
 };
-BOTH("the steps come in the specification's order (IN-1, ST-1, ST-2)", modern)
+BOTH("the steps come in the specification's order (IN-1, ST-1, ST-2, RT-27)", modern)
 
 constexpr auto subset = [](auto check) {
   scripted_transport t;

@@ -262,8 +262,8 @@ constexpr auto segments = [](auto check) {
       ballast_test::tiny_segments<ram_type> tiny(ram, longest);
       std::array<std::uint8_t, ram_size> seen{};
       std::uint64_t bytes = 0, pieces = 0, at = 4;
-      const auto done = ballast::for_each_segment(
-          tiny, buffers, k, [&](const ballast::memory_segment& piece) {
+      const auto done =
+          ballast::for_each_segment(tiny, buffers, k, [&](const ballast::memory_segment& piece) {
             check(piece.data != nullptr && piece.size != 0 && piece.size <= longest);
             // In order, without a gap: 4 to 14, 500 to 512, 0.
             if (at == 14) at = 500;
@@ -294,24 +294,22 @@ constexpr auto segments_outside = [](auto check) {
     for (const auto k : {ballast::access::read, ballast::access::write}) {
       const buffer buffers[] = {{base, 7}, b.data, {base, 1}};
       std::uint64_t bytes = 0;
-      const auto done =
-          ballast::for_each_segment(ram, buffers, k, [&](const ballast::memory_segment& piece) {
-            bytes += piece.size;
-          });
+      const auto done = ballast::for_each_segment(
+          ram, buffers, k, [&](const ballast::memory_segment& piece) { bytes += piece.size; });
       check(done.error() == error::not_guest_memory && bytes == 7 + b.before);
     }
 };
 BOTH("RT-14 a device's buffer that leaves memory is an error where it does", segments_outside)
 
 constexpr auto segments_hidden = [](auto check) {
-  // Memory that can't be pointed at is no place to hand out, and says so; so is memory that is lost.
+  // Memory that can't be pointed at is no place to hand out, and says so; so is memory that is
+  // lost.
   ram_type ram(base);
   const buffer buffers[] = {{base, 8}};
   const auto none = [&](const ballast::memory_segment&) { check(false); };
   for (const auto k : {ballast::access::read, ballast::access::write}) {
     ballast_test::tiny_segments<ram_type> hidden(ram, 8, true);
-    check(ballast::for_each_segment(hidden, buffers, k, none).error() ==
-          error::access_not_allowed);
+    check(ballast::for_each_segment(hidden, buffers, k, none).error() == error::access_not_allowed);
     const buffer nowhere[] = {{0, 8}};
     check(ballast::for_each_segment(hidden, nowhere, k, none).error() == error::not_guest_memory);
     ballast_test::failure_plan plan{.lose_at = 1};
@@ -323,11 +321,10 @@ constexpr auto segments_hidden = [](auto check) {
   ballast_test::failure_plan plan{.lose_at = 3};
   ballast_test::failing_memory<ballast_test::tiny_segments<ram_type>> lost(tiny, plan);
   std::uint64_t bytes = 0;
-  check(ballast::for_each_segment(lost, buffers, ballast::access::read,
-                                  [&](const ballast::memory_segment& piece) {
-                                    bytes += piece.size;
-                                  })
-            .error() == error::memory_lost);
+  check(
+      ballast::for_each_segment(lost, buffers, ballast::access::read,
+                                [&](const ballast::memory_segment& piece) { bytes += piece.size; })
+          .error() == error::memory_lost);
   check(bytes == 4);
 };
 BOTH("RT-14 segments of a device's memory that can't be pointed at, or is lost", segments_hidden)

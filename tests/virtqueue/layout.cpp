@@ -296,26 +296,23 @@ constexpr auto legacy_numbers = [](auto check) {
   struct expected {
     std::uint32_t size, alignment, available, used, bytes;
   };
-  for (const expected& e : {expected{256, 4096, 4096, 8192, 12288},
-                            expected{128, 4096, 2048, 4096, 8192},
-                            expected{1, 4096, 16, 4096, 8192},
-                            expected{2, 16, 32, 48, 80},
-                            expected{4, 64, 64, 128, 192},
-                            expected{1024, 4096, 16384, 20480, 32768},
-                            expected{32768, 4096, 524288, 593920, 860160},
-                            expected{8, 65536, 128, 65536, 131072}})
+  for (const expected& e :
+       {expected{256, 4096, 4096, 8192, 12288}, expected{128, 4096, 2048, 4096, 8192},
+        expected{1, 4096, 16, 4096, 8192}, expected{2, 16, 32, 48, 80},
+        expected{4, 64, 64, 128, 192}, expected{1024, 4096, 16384, 20480, 32768},
+        expected{32768, 4096, 524288, 593920, 860160}, expected{8, 65536, 128, 65536, 131072}})
     for (std::uint64_t pages : {0ull, 1ull, 0x12345ull}) {
       const ballast::guest_address base = pages * 65536;
       const auto got = split::place_legacy(base, e.size, e.alignment);
       check(got.has_value());
-      check(got->layout == ballast::queue_layout{e.size, base, base + e.available,
-                                                    base + e.used});
+      check(got->layout == ballast::queue_layout{e.size, base, base + e.available, base + e.used});
       check(got->end == base + e.bytes);
     }
 };
 BOTH("SP-3 the legacy layout has the numbers of vring_size()", legacy_numbers)
 
-TEST_CASE("SP-3 the legacy layout of every size and alignment: nothing overlaps, the least padding") {
+TEST_CASE(
+    "SP-3 the legacy layout of every size and alignment: nothing overlaps, the least padding") {
   for (std::uint32_t size = 1; size <= 32768; size *= 2)
     for (std::uint32_t alignment = 16; alignment != 0; alignment *= 2) {
       const ballast::guest_address base = std::uint64_t{alignment} * 3;
@@ -343,6 +340,7 @@ constexpr auto legacy_refused = [](auto check) {
     check(split::place_legacy(base, 8, 4096).error() == ballast::error::misaligned);
   check(split::place_legacy(2048, 8, 2048).has_value());
 };
-BOTH("RT-5 a legacy alignment of 0 or no power of two is an error, and so is the size", legacy_refused)
+BOTH("RT-5 a legacy alignment of 0 or no power of two is an error, and so is the size",
+     legacy_refused)
 
 } // namespace

@@ -51,8 +51,7 @@ template <std::endian E = little> struct device_bench {
       : driver({ram.bytes(), base, E}, places, first) {
     driver.make_available();
     ballast_test::raw_words(ram.bytes(), base, E).put(places.used + 2, 2, first);
-    for (std::uint32_t i = 0; i < 8; ++i)
-      driver.descriptor(i, {0x1000 * i, 10 * i, flag_write, 0});
+    for (std::uint32_t i = 0; i < 8; ++i) driver.descriptor(i, {0x1000 * i, 10 * i, flag_write, 0});
     started = queue.start(memory, layout, features, first).has_value();
   }
   device_bench(const device_bench&) = delete;
@@ -126,8 +125,8 @@ constexpr auto partly = [](auto check) {
       b.log.clear();
       std::uint32_t n = 0;
       const auto length = [&](std::uint32_t i) { return (which >> i & 1) != 0 ? said : full[i]; };
-      check(b.queue.consume(8, [&](const chain&) { return ballast::used(length(n++)); })
-                .has_value());
+      check(
+          b.queue.consume(8, [&](const chain&) { return ballast::used(length(n++)); }).has_value());
       b.queue.publish();
       check(b.driver.used_index() == 3);
       std::size_t elements = 0;
@@ -154,11 +153,7 @@ constexpr auto chains_of_several = [](auto check) {
   b.driver.descriptor(7, {0, 1, flag_write, 0}); // 2^32 bytes: no length says so
   b.offer({0, 3, 5, 6});
   b.log.clear();
-  check(b.queue
-            .consume(8,
-                     [&](const chain& c) {
-                       return ballast::used(c.id().head == 0 ? 42 : 0);
-                     })
+  check(b.queue.consume(8, [&](const chain& c) { return ballast::used(c.id().head == 0 ? 42 : 0); })
             .has_value());
   b.queue.publish();
   check(b.elements() == 1 && b.has_used(0, 6, 0));
@@ -225,7 +220,8 @@ constexpr auto keeps = [](auto check) {
   b.offer({4});
   check(b.queue.consume(8, in_full)->chains == 1); // all in order again
 };
-BOTH("SP-18 RT-8 keep and push_used go in order, or say used_out_of_order and change nothing", keeps)
+BOTH("SP-18 RT-8 keep and push_used go in order, or say used_out_of_order and change nothing",
+     keeps)
 
 constexpr auto run_then_kept = [](auto check) {
   // A run that is under way, then a chain returned later: it follows the run.
@@ -234,8 +230,7 @@ constexpr auto run_then_kept = [](auto check) {
   b.log.clear();
   std::uint32_t calls = 0;
   check(b.queue
-            .consume(8,
-                     [&](const chain& c) { return ++calls == 3 ? ballast::keep() : in_full(c); })
+            .consume(8, [&](const chain& c) { return ++calls == 3 ? ballast::keep() : in_full(c); })
             .has_value());
   check(b.queue.in_flight() == 1);
   check(b.queue.push_used(*b.queue.held_chain(3), 5).has_value());
@@ -266,7 +261,8 @@ constexpr auto moves = [](auto check) {
   check(b.driver.used_index() == 1 && b.has_used(0xffff, 2, 20));
   b.offer({3});
   check(b.queue.consume(8, in_full).has_value());
-  check(b.queue.start(b.memory, layout, in_order, b.driver.next()).has_value()); // staged: forgotten
+  check(
+      b.queue.start(b.memory, layout, in_order, b.driver.next()).has_value()); // staged: forgotten
   b.log.clear();
   b.queue.publish();
   check(b.log.size() == 0);
@@ -483,7 +479,8 @@ BOTH("RT-8 the driver drains inside of a run: each token once", drains)
 BOTH("RT-21 a device's used index that goes back inside of a run", goes_back)
 
 constexpr auto hostile_ids = [](auto check) { hostiles(check); };
-BOTH("RT-13 RT-16 RT-21 SP-18 a device that breaks the order breaks the driver's queue", hostile_ids)
+BOTH("RT-13 RT-16 RT-21 SP-18 a device that breaks the order breaks the driver's queue",
+     hostile_ids)
 
 // ---- both sides, at random
 

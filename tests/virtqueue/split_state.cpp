@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Queues that are saved and restored, detached and attached, drained, and chains given back unserved.
+// Queues that are saved and restored, detached and attached, drained, and chains given back
+// unserved.
 #include <ballast/virtqueue/split_device.hpp>
 #include <ballast/virtqueue/split_driver.hpp>
 
@@ -68,7 +69,8 @@ constexpr void twins(auto check, std::uint32_t steps, const feature_set& feature
     if (which != moved::driver) life.move_device();
     differences += life.facts() != twin.facts();
     if (i % 16 != 0) continue;
-    for (std::size_t k = 0; k < ram.size(); ++k) differences += ram.bytes()[k] != twin_ram.bytes()[k];
+    for (std::size_t k = 0; k < ram.size(); ++k)
+      differences += ram.bytes()[k] != twin_ram.bytes()[k];
   }
   life.finish();
   twin.finish();
@@ -106,9 +108,11 @@ TEST_CASE("RT-6 the device saved at every moment of long random lives, beside a 
 }
 
 // Run-time tests, so that the rest can be seen while one of them fails.
-TEST_CASE("RT-6 a driver that is saved and restored at every moment goes on as if nothing happened") {
+TEST_CASE(
+    "RT-6 a driver that is saved and restored at every moment goes on as if nothing happened") {
   const ballast_test::run_time_check check;
-  for (std::uint32_t bits = 0; bits < 8; ++bits) twins<4>(check, 60, some_features(bits), moved::driver, 1);
+  for (std::uint32_t bits = 0; bits < 8; ++bits)
+    twins<4>(check, 60, some_features(bits), moved::driver, 1);
 }
 
 TEST_CASE("RT-6 the driver saved at every moment of long random lives, beside a twin") {
@@ -135,8 +139,7 @@ struct device_bench {
       : driver({ram.bytes(), base, little}, places, first) {
     driver.make_available();
     ballast_test::raw_words(ram.bytes(), base, little).put(places.used + 2, 2, first);
-    for (std::uint32_t i = 0; i < 8; ++i)
-      driver.descriptor(i, {0x1000 * i, 10 * i, flag_write, 0});
+    for (std::uint32_t i = 0; i < 8; ++i) driver.descriptor(i, {0x1000 * i, 10 * i, flag_write, 0});
     started = queue.start(ram, layout, features, first).has_value();
   }
   device_bench(const device_bench&) = delete;
@@ -282,8 +285,9 @@ constexpr auto device_corrupted = [](auto check) {
   auto now = before;
   for (std::size_t i = 0; i < b.ram.size(); ++i) check(now.bytes()[i] == b.ram.bytes()[i]);
   check(b.queue.push_used(kept, 1).has_value());
-  check(b.queue.restore(b.ram, layout, no_features, *state,
-                        std::span<const std::uint16_t>(held).first(2))
+  check(b.queue
+            .restore(b.ram, layout, no_features, *state,
+                     std::span<const std::uint16_t>(held).first(2))
             .has_value());
   check(b.queue.push_used(kept, 1).error() == error::stale_chain);
 };
@@ -403,9 +407,11 @@ constexpr auto unpop_and_consume = [](auto check) {
   device_bench b;
   b.offer({5, 1, 7, 2});
   check(b.pops(5));
-  check(b.queue.consume(2, [](const chain& c) {
-          return c.id().head == 1 ? ballast::used() : ballast::keep();
-        })->chains == 2);
+  check(b.queue
+            .consume(
+                2,
+                [](const chain& c) { return c.id().head == 1 ? ballast::used() : ballast::keep(); })
+            ->chains == 2);
   // 5 kept, 1 used at once, 7 kept: no further back than to the one that was used.
   check(b.queue.in_flight() == 2);
   check(b.queue.unpop(2).error() == error::chain_not_in_flight);
@@ -428,7 +434,8 @@ constexpr auto unpop_and_consume = [](auto check) {
 };
 BOTH("RT-8 a device's unpop goes back to the last chain that was used at once", unpop_and_consume)
 
-TEST_CASE("RT-8 a device pops, gives back, returns and consumes at random, as a naive model has it") {
+TEST_CASE(
+    "RT-8 a device pops, gives back, returns and consumes at random, as a naive model has it") {
   std::uint64_t state = 11;
   const auto below = [&](std::uint32_t n) {
     state = state * 6364136223846793005u + 1442695040888963407u;
@@ -696,8 +703,8 @@ constexpr auto driver_corrupted = [](auto check) {
     check(refused(in_order, [&](state_type& s, slots_type&) { s.run_end = end; }) ==
           error::state_invalid);
   for (const std::size_t count : {0u, 4u, 7u})
-    check(refused(no_features, [](state_type&, slots_type&) {}, layout, count) ==
-          error::state_invalid);
+    check(refused(
+              no_features, [](state_type&, slots_type&) {}, layout, count) == error::state_invalid);
   auto at = layout;
   at.size = 4;
   check(refused(no_features, [](state_type&, slots_type&) {}, at) == error::state_invalid);
