@@ -16,6 +16,7 @@
 
 #include <array>
 #include <atomic>
+#include <bit>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -192,7 +193,8 @@ template <class DriverMemory, class DeviceMemory> class machine {
     set_target(6);
     request_statistics();
     set_target(2);
-    if (!result_.has_failed() && driver_.negotiated_features().test(balloon::feature::deflate_on_oom))
+    if (!result_.has_failed() &&
+        driver_.negotiated_features().test(balloon::feature::deflate_on_oom))
       settle(driver_.deflate_on_oom(1), {});
     set_target(9);
     request_statistics();
@@ -230,7 +232,7 @@ template <class DriverMemory, class DeviceMemory> class machine {
   }
   /// Whether a driver that asks learns that the device gave up.
   [[nodiscard]] constexpr bool is_driver_told() noexcept {
-    return result_.of_device == error::none || driver_.on_config_change().failure != error::none;
+    return !needs_reset_ || driver_.on_config_change().failure != error::none;
   }
 
  private:
@@ -252,6 +254,7 @@ template <class DriverMemory, class DeviceMemory> class machine {
       of_device |= transport_.take_actions();
       note(of_driver, result_.of_driver);
       note(of_device, result_.of_device);
+      needs_reset_ |= of_device.needs_reset;
       if (result_.has_failed()) return;
       for (std::uint16_t q = 0; q < 3; ++q)
         if (of_driver.notifies(q)) transport_.notify(q);
@@ -260,7 +263,8 @@ template <class DriverMemory, class DeviceMemory> class machine {
           of_device.notify_queues != 0 || of_driver.more_work != 0 || of_device.config_changed;
       if (queues == 0 && !is_for_driver) return take_statistics();
       actions next;
-      if (is_for_driver) next = of_device.config_changed ? driver_.on_config_change() : driver_.step();
+      if (is_for_driver)
+        next = of_device.config_changed ? driver_.on_config_change() : driver_.step();
       of_device = {};
       for (std::uint16_t q = 0; q < 3; ++q)
         if (((queues >> q) & 1) != 0) of_device |= transport_.process(q, 4);
@@ -309,6 +313,7 @@ template <class DriverMemory, class DeviceMemory> class machine {
   outcome result_;
   std::uint32_t torn_ = 0;
   bool is_endless_ = false;
+  bool needs_reset_ = false; ///< the device said so
   device_type device_;
   transport_type transport_;
   balloon::driver<DriverMemory, transport_type, balloon_pages, test_statistics, 4> driver_;
@@ -327,12 +332,11 @@ template <side S, class Wrapped>
 struct machine_of : machine<std::conditional_t<S == side::driver, Wrapped, ram_type>,
                             std::conditional_t<S == side::driver, ram_type, Wrapped>> {
   constexpr machine_of(Wrapped& wrapped, ram_type& ram, const setting& how) noexcept
-      : machine_of::machine(pick<S == side::driver>(wrapped, ram),
-                            pick<S == side::device>(wrapped, ram), how) {}
+      : machine_of::machine(pick < S == side::driver > (wrapped, ram),
+                            pick < S == side::device > (wrapped, ram), how) {}
 
  private:
-  template <bool IsWrapped>
-  static constexpr auto& pick(Wrapped& wrapped, ram_type& ram) noexcept {
+  template <bool IsWrapped> static constexpr auto& pick(Wrapped& wrapped, ram_type& ram) noexcept {
     if constexpr (IsWrapped)
       return wrapped;
     else
@@ -364,8 +368,9 @@ template <side S> constexpr bool fails_well(auto check, const setting& how, fail
   put_decoys(ram);
   wrapped memory(ram, plan);
   machine_of<S, wrapped> m(memory, ram, how);
-  const outcome is = m.run();
+  outcome is = m.run();
   const outcome should_be = honest_run(how);
+  if (plan.is_lost && is != should_be && !is.has_failed()) is = m.poll(); // at the latest then
   const bool has_come = lose_at != 0 ? plan.accesses >= lose_at : plan.fallible >= fail_at;
   check(!m.is_endless());
   check(m.torn() == 0);
@@ -416,6 +421,466 @@ TEST_CASE("the driver loses its memory at each access: it says so, and no page i
 }
 TEST_CASE("the device loses its memory at each access: it says so") {
   memory_is_lost_at_every_access<side::device>();
+}
+
+constexpr auto fails_a_little = [](auto check) {
+  check(fails_well<side::driver>(check, by_events, {.fail_at = 6}));
+  check(fails_well<side::device>(check, by_events, {.lose_at = 40}));
+};
+BOTH("a failed access of the driver, and a device that loses its memory", fails_a_little)
+
+// ---- memory that changes ----
+
+constexpr std::uint64_t masks[] = {1,          2,          4,          0x1000,     0x8000,
+                                   1u << 31,   1ull << 32, 2ull << 32, 4ull << 32, 7ull << 32,
+                                   1ull << 48, 1ull << 63, ~0ull};
+
+/// Every word is loaded once and every payload copied once: that each is another as soon as it was
+/// read makes no difference.
+template <side S> constexpr void reads_once(auto check, const setting& how, std::uint64_t mask) {
+  using wrapped = changing_memory<ram_type>;
+  ram_type ram(base);
+  put_decoys(ram);
+  change_plan plan{.mask = mask, .rewrites_words = true, .rewrites_payload = true};
+  wrapped memory(ram, plan);
+  machine_of<S, wrapped> m(memory, ram, how);
+  check(m.run() == honest_run(how));
+  check(plan.loads > 50);
+  check((plan.reads != 0) == (S == side::device)); // a driver reads back nothing that it wrote
+}
+
+template <side S> void changes_behind_every_read() {
+  for (const setting& how : settings)
+    for (const std::uint64_t mask : masks) {
+      CAPTURE(mask);
+      reads_once<S>(run_time_check{}, how, mask);
+    }
+}
+
+TEST_CASE("what the driver changes after the device read it makes no difference") {
+  changes_behind_every_read<side::device>();
+}
+TEST_CASE("what the device changes after the driver read it makes no difference") {
+  changes_behind_every_read<side::driver>();
+}
+
+constexpr auto changes_a_little = [](auto check) {
+  reads_once<side::device>(check, by_events, ~0ull);
+};
+BOTH("the device reads each word and each payload once", changes_a_little)
+
+/// The peer really writes the changed word, right before its `at`-th load.
+struct poke_plan {
+  std::uint64_t at = 0;
+  std::uint64_t mask = 0;
+  std::uint64_t loads = 0;
+  order how = order::plain; ///< of that load
+};
+
+template <guest_memory M> class poked_memory {
+ public:
+  class window_type {
+   public:
+    constexpr window_type() noexcept = default;
+    constexpr window_type(window_of<M> inner, poke_plan* plan) noexcept
+        : inner_(inner), plan_(plan) {}
+
+    template <wire_integer T>
+    [[nodiscard]] constexpr T load(std::size_t offset, order o) const noexcept {
+      if (++plan_->loads == plan_->at) {
+        plan_->how = o;
+        auto peer = inner_;
+        const T now = peer.template load<T>(offset, order::relaxed);
+        peer.template store<T>(offset, static_cast<T>(now ^ plan_->mask), order::relaxed);
+      }
+      return inner_.template load<T>(offset, o);
+    }
+    template <wire_integer T> constexpr void store(std::size_t offset, T value, order o) noexcept {
+      inner_.template store<T>(offset, value, o);
+    }
+
+   private:
+    window_of<M> inner_{};
+    poke_plan* plan_ = nullptr;
+  };
+
+  constexpr poked_memory(M& inner, poke_plan& plan) noexcept : inner_(&inner), plan_(&plan) {}
+
+  [[nodiscard]] constexpr result<window_type> window(guest_address address, std::uint64_t size,
+                                                     std::size_t alignment,
+                                                     ballast::access kind) noexcept {
+    const auto inner = inner_->window(address, size, alignment, kind);
+    if (!inner) return inner.error();
+    return window_type(*inner, plan_);
+  }
+  [[nodiscard]] constexpr memory_segment segment(guest_address address, std::uint64_t size,
+                                                 ballast::access kind) noexcept {
+    return inner_->segment(address, size, kind);
+  }
+  [[nodiscard]] constexpr bool read(guest_address address, std::span<std::byte> to) noexcept {
+    return inner_->read(address, to);
+  }
+  [[nodiscard]] constexpr bool write(guest_address address,
+                                     std::span<const std::byte> from) noexcept {
+    return inner_->write(address, from);
+  }
+  [[nodiscard]] constexpr bool good() noexcept { return inner_->good(); }
+  constexpr void fence() noexcept { inner_->fence(); }
+
+ private:
+  M* inner_;
+  poke_plan* plan_;
+};
+
+/// What came of changed words, over all runs.
+struct tally {
+  std::uint32_t plain = 0, atomic = 0;
+  std::uint32_t errors = 0, honest = 0, others = 0;
+};
+
+/// One load sees another value than all others. A plain word belongs to the reader then and is
+/// loaded once: all is as if the peer had written that value. Atomic words are polled: as if it
+/// had, or as if nothing was, or a failure; and pages are discarded that the driver named, never
+/// others.
+template <side S>
+bool takes_one_value(const setting& how, const outcome& honest_is, std::uint64_t k,
+                     std::uint64_t mask, tally& t) {
+  const run_time_check check;
+  poke_plan poke{.at = k, .mask = mask};
+  ram_type poked_ram(base);
+  put_decoys(poked_ram);
+  poked_memory<ram_type> poked(poked_ram, poke);
+  machine_of<S, poked_memory<ram_type>> other(poked, poked_ram, how);
+  const outcome written = other.run();
+
+  change_plan plan{.change_load = k, .mask = mask};
+  ram_type ram(base);
+  put_decoys(ram);
+  changing_memory<ram_type> memory(ram, plan);
+  machine_of<S, changing_memory<ram_type>> m(memory, ram, how);
+  const outcome is = m.run();
+  const bool has_come = plan.loads >= k;
+
+  check(!m.is_endless());
+  check(m.host().misplaced == 0 && other.host().misplaced == 0);
+  check(m.is_driver_told());
+  if (poke.how == order::plain) {
+    // A chain that leads back to itself names its words again.
+    check(is == written || written.of_device == error::chain_loops);
+  } else {
+    check(is.has_failed() || is == honest_is || is == written);
+    check(m.host().not_driver == 0);
+  }
+  if (has_come) {
+    ++(poke.how == order::plain ? t.plain : t.atomic);
+    ++(is.has_failed() ? t.errors : is == honest_is ? t.honest : t.others);
+  }
+  plan = {};
+  check(m.is_whole_after_restart());
+  return has_come;
+}
+
+template <side S> tally every_load_changes() {
+  tally t;
+  for (const setting& how : settings) {
+    const outcome honest_is = honest_run(how);
+    for (const std::uint64_t mask : masks) {
+      CAPTURE(mask);
+      bool has_come = true;
+      for (std::uint64_t k = 1; has_come; ++k) {
+        CAPTURE(k);
+        has_come = takes_one_value<S>(how, honest_is, k, mask, t);
+      }
+    }
+  }
+  return t;
+}
+
+TEST_CASE("each load of the device sees a changed word: as if written so, or not, or a failure") {
+  const tally t = every_load_changes<side::device>();
+  CHECK(t.plain > 500);
+  CHECK(t.atomic > 500);
+  CHECK(t.errors > 500);
+  CHECK(t.honest > 100);
+  CHECK(t.others > 100);
+}
+TEST_CASE("each load of the driver sees a changed word: as if written so, or not, or a failure") {
+  const tally t = every_load_changes<side::driver>();
+  CHECK(t.plain > 500);
+  CHECK(t.atomic > 500);
+  CHECK(t.errors > 500);
+  CHECK(t.honest > 100);
+}
+
+TEST_CASE("each payload the device reads is changed: nothing but whole pages of the memory goes") {
+  std::uint32_t bad = 0, decoys = 0;
+  for (const setting& how : settings)
+    for (const std::uint64_t mask : masks) {
+      CAPTURE(mask);
+      std::uint64_t n = 1;
+      for (bool has_come = true; has_come; ++n) {
+        CAPTURE(n);
+        change_plan plan{.change_read = n, .mask = mask};
+        ram_type ram(base);
+        changing_memory<ram_type> memory(ram, plan);
+        machine_of<side::device, changing_memory<ram_type>> m(memory, ram, how);
+        const outcome is = m.run();
+        has_come = plan.reads >= n;
+        CHECK(!is.has_failed());
+        CHECK(is.is_idle);
+        CHECK(m.host().misplaced == 0);
+        bad += is.bad != 0;
+        decoys += m.host().not_driver != 0;
+        plan = {};
+        CHECK(m.is_whole_after_restart());
+      }
+      CHECK(n > 6);
+    }
+  CHECK(bad > 10);
+}
+
+// ---- memory in little pieces ----
+
+constexpr void is_in_pieces(auto check, const setting& how, std::uint64_t longest,
+                            bool hides_pointers) {
+  using wrapped = tiny_segments<ram_type>;
+  ram_type ram(base), other_ram(base);
+  put_decoys(ram);
+  put_decoys(other_ram);
+  wrapped memory(ram, longest, hides_pointers), other(other_ram, longest, hides_pointers);
+  machine_of<side::device, wrapped> device(memory, ram, how);
+  check(device.run() == honest_run(how));
+  machine_of<side::driver, wrapped> driver(other, other_ram, how);
+  check(driver.run() == honest_run(how));
+}
+
+TEST_CASE("memory in little pieces, with or without pointers: no page is counted bad") {
+  for (const setting& how : settings)
+    for (const std::uint64_t longest : {1u, 7u, 4095u, 4096u, 4097u, 12288u})
+      for (const bool hides_pointers : {false, true}) {
+        CAPTURE(longest);
+        CAPTURE(hides_pointers);
+        is_in_pieces(run_time_check{}, how, longest, hides_pointers);
+      }
+}
+constexpr auto a_few_pieces = [](auto check) { is_in_pieces(check, by_flags, 4095, true); };
+BOTH("memory in pieces of 4095 bytes without pointers", a_few_pieces)
+
+// ---- every ring word by its width and class ----
+
+constexpr void is_as_laid_out(auto check, const setting& how) {
+  using record_type = access_record<4096>;
+  ram_type ram(base);
+  put_decoys(ram);
+  record_type record(base);
+  checked_memory<ram_type, 4096> of_driver(ram, record), of_device(ram, record);
+  machine<checked_memory<ram_type, 4096>, checked_memory<ram_type, 4096>> m(of_driver, of_device,
+                                                                            how);
+  check(m.run() == honest_run(how));
+  check(!record.fault());
+  check(!record.double_fetch());
+  check(!record.compare(split_words(m.layouts())));
+  check(record.words() > 30);
+}
+
+TEST_CASE("both sides use each ring word by its one width and class, and load it once") {
+  for (const setting& how : settings) is_as_laid_out(run_time_check{}, how);
+}
+constexpr auto by_the_layout = [](auto check) { is_as_laid_out(check, by_events); };
+BOTH("... in a constant expression", by_the_layout)
+
+// ---- threads ----
+
+constexpr std::uint32_t many = 300; // pages: more than one buffer holds
+
+/// Touches its pages as a guest does: under TSan a page that is discarded too late is a race.
+class touched_pages : public owned_pages<many> {
+ public:
+  touched_pages(std::uint32_t first, std::span<std::byte> bytes) noexcept
+      : owned_pages(first), bytes_(bytes) {}
+
+  std::size_t take_free(std::span<std::uint32_t> to) noexcept {
+    const std::size_t n = owned_pages::take_free(to);
+    touch(to.first(n));
+    return n;
+  }
+  void release(std::span<const std::uint32_t> from) noexcept {
+    owned_pages::release(from);
+    touch(from);
+  }
+
+ private:
+  void touch(std::span<const std::uint32_t> pfns) noexcept {
+    for (const std::uint32_t pfn : pfns) bytes_[(pfn - first_page) * 4096] = std::byte{1};
+  }
+
+  std::span<std::byte> bytes_;
+};
+
+struct zeroing_host {
+  std::span<std::byte> memory;
+  std::array<bool, many> is_discarded{};
+  std::uint32_t outside = 0;
+
+  bool discard(guest_address address, std::uint64_t size) noexcept {
+    return each(address, size, true);
+  }
+  void provide(guest_address address, std::uint64_t size) noexcept { each(address, size, false); }
+
+ private:
+  bool each(guest_address address, std::uint64_t size, bool is_gone) noexcept {
+    for (guest_address at = address; at < address + size; at += 4096) {
+      const std::uint64_t page = (at - base) / 4096;
+      if (page < first_balloon || page - first_balloon >= many) return ++outside, false;
+      memory[page * 4096] = std::byte{0};
+      is_discarded[page - first_balloon] = is_gone;
+    }
+    return true;
+  }
+};
+
+/// What a transport asks of its caller: one at a time writes registers or runs the device.
+template <class T> struct locked_transport : T {
+  using T::T;
+  std::mutex registers;
+
+  void set_driver_features(const feature_set& accepted) noexcept {
+    const std::lock_guard lock(registers);
+    T::set_driver_features(accepted);
+  }
+  void set_status(std::uint8_t bits) noexcept {
+    const std::lock_guard lock(registers);
+    T::set_status(bits);
+  }
+  result<void> set_up_queue(std::uint16_t queue, const queue_layout& at) noexcept {
+    const std::lock_guard lock(registers);
+    return T::set_up_queue(queue, at);
+  }
+  result<void> reset_queue(std::uint16_t queue) noexcept {
+    const std::lock_guard lock(registers);
+    return T::reset_queue(queue);
+  }
+  result<void> write_config(std::uint32_t offset, std::span<const std::byte> from) noexcept {
+    const std::lock_guard lock(registers);
+    return T::write_config(offset, from);
+  }
+};
+
+void three_threads(const feature_set& features) {
+  using device_type = balloon::device<mapped_memory, zeroing_host>;
+  using transport_type = locked_transport<in_process_transport<device_type, mapped_memory>>;
+  struct alignas(64) page {
+    std::array<std::byte, 4096> bytes;
+  };
+  const auto host_pages = std::make_unique<page[]>(first_balloon + many);
+  const std::span bytes(host_pages[0].bytes.data(), (first_balloon + many) * sizeof(page));
+  const memory_region regions[] = {{base, bytes.data(), bytes.size()}};
+  const auto ram = mapped_memory::over(regions);
+  REQUIRE(ram.has_value());
+  mapped_memory of_driver = *ram, of_device = *ram; // an object serves one thread
+
+  zeroing_host host{bytes};
+  touched_pages pages(first_page + first_balloon, bytes);
+  test_statistics statistics;
+  device_type device(host, {.offered = features, .target_pages_max = many});
+  transport_type transport(device, of_device);
+  balloon::driver<mapped_memory, transport_type, touched_pages, test_statistics> driver(
+      of_driver, transport, pages, statistics, base, {.accepted = features});
+
+  constexpr std::uint32_t last_target = 270;
+  std::atomic<bool> config_changed{false}, is_used{false}; // the driver's interrupts
+  std::atomic<bool> is_last_set{false}, is_over{false};
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+  const auto is_late = [&] { return std::chrono::steady_clock::now() > deadline; };
+
+  std::uint32_t misread = 0, replies = 0, late = 0;
+  error of_the_device = error::none, of_the_driver = error::none;
+
+  std::thread host_thread([&] { // the device's loop
+    std::uint64_t queues = 0;
+    for (std::uint32_t turn = 0; !is_over; ++turn) {
+      actions due;
+      {
+        const std::lock_guard lock(transport.registers);
+        due = transport.take_actions();
+        queues |= transport.take_notified();
+        for (std::uint16_t q = 0; q < 3; ++q)
+          if (((queues >> q) & 1) != 0) due |= transport.process(q, 1);
+        if (turn % 16 == 0) {
+          const actions asked = device.request_statistics();
+          due.notify_queues |= asked.notify_queues; // refused while one is pending
+        }
+        replies += device.take_statistics(turn).has_value();
+      }
+      queues = due.more_work;
+      if (due.config_changed) config_changed = true;
+      if (due.notify_queues != 0) is_used = true;
+      if (due.failure != error::none) of_the_device = due.failure;
+      if (queues == 0) std::this_thread::yield();
+    }
+  });
+  std::thread guest_thread([&] { // the driver's
+    actions due = driver.start();
+    while (true) {
+      for (std::uint16_t q = 0; q < 3; ++q)
+        if (due.notifies(q)) transport.notify(q);
+      if (due.failure != error::none) of_the_driver = due.failure;
+      late = is_late();
+      const bool is_there = is_last_set && driver.actual() == last_target && driver.is_idle();
+      if (is_there || late != 0 || due.failure != error::none) break;
+      const bool is_awake = is_used.exchange(false) || due.more_work != 0;
+      due = {};
+      if (config_changed.exchange(false))
+        due = driver.on_config_change();
+      else if (is_awake)
+        due = driver.step();
+      else
+        std::this_thread::yield();
+    }
+    is_over = true;
+  });
+  // This thread: the VMM's monitor, from before the driver is there.
+  std::uint32_t random = 1;
+  std::uint32_t generation = transport.config_generation();
+  for (std::uint32_t i = 0; i < 400; ++i) {
+    random = random * 1664525 + 1013904223;
+    const std::uint32_t target = i == 399 ? last_target : (random >> 16) % (many + 1);
+    const bool is_changed = target != device.target();
+    if (device.set_target(target).config_changed) config_changed = true;
+    std::array<std::byte, 4> raw{};
+    misread += !transport.read_config(offsetof(balloon::config, num_pages), raw);
+    misread += std::bit_cast<le32>(raw) != target || device.target() != target;
+    misread += device.actual() > many;
+    misread += (transport.config_generation() != generation) != is_changed;
+    generation = transport.config_generation();
+    for (std::uint32_t pause = random >> 28; pause != 0; --pause) std::this_thread::yield();
+  }
+  is_last_set = true;
+  guest_thread.join();
+  host_thread.join();
+
+  CHECK(of_the_driver == error::none);
+  CHECK(of_the_device == error::none);
+  CHECK(late == 0);
+  CHECK(misread == 0);
+  CHECK(replies > 1);
+  CHECK(driver.target() == last_target);
+  CHECK(device.actual() == last_target);
+  CHECK(pages.stored() == last_target);
+  CHECK(pages.free() == many - last_target);
+  CHECK(pages.wrong() == 0);
+  CHECK(host.outside == 0);
+  CHECK(device.counters().bad_pages == 0);
+  std::uint32_t differ = 0;
+  for (std::uint32_t i = 0; i < many; ++i)
+    differ += host.is_discarded[i] != pages.is_stored(first_page + first_balloon + i);
+  CHECK(differ == 0);
+}
+
+TEST_CASE("targets are set while two threads inflate and deflate: the last one is reached") {
+  three_threads(by_flags.features);
+  three_threads(by_events.features);
+  three_threads(by_events.features.with(feature::in_order));
 }
 
 } // namespace

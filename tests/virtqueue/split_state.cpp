@@ -699,6 +699,13 @@ constexpr auto driver_corrupted = [](auto check) {
   for (const std::uint16_t position : u16<0, 2, 3, 9, 0xffff>)
     check(refused(in_order, [&](state_type&, slots_type& t) { t[1].position = position; }) ==
           error::state_invalid);
+  // In order the chains lie one behind the other, and the free ones behind the last.
+  for (const std::uint16_t next : u16<0, 2, 4, 6, 8, 0xffff>)
+    check(refused(in_order, [&](state_type&, slots_type& t) { t[0].next = next; }) ==
+          error::state_invalid);
+  for (const std::uint16_t next : u16<0, 1, 5, 7, 8, 0xffff>)
+    check(refused(in_order, [&](state_type&, slots_type& t) { t[5].next = next; }) ==
+          error::state_invalid);
   for (const std::uint16_t end : u16<4, 9, 0xffff>)
     check(refused(in_order, [&](state_type& s, slots_type&) { s.run_end = end; }) ==
           error::state_invalid);
@@ -716,6 +723,21 @@ constexpr auto driver_corrupted = [](auto check) {
 };
 BOTH("RT-6 a driver refuses each field of a state that is wrong, and nothing changes",
      driver_corrupted)
+
+constexpr auto driver_empty = [](auto check) {
+  // Without a chain any descriptor can be the first free one, but in order it is the oldest too.
+  driver_bench b(in_order);
+  std::array<driver_slot, 8> saved{};
+  auto state = b.queue.save(saved);
+  b.queue.detach();
+  check(b.queue.restore(b.ram, layout, in_order, *state, saved).has_value());
+  b.queue.detach();
+  state->first_free = 3;
+  check(b.queue.restore(b.ram, layout, in_order, *state, saved).error() == error::state_invalid);
+  state->oldest = 3;
+  check(b.queue.restore(b.ram, layout, in_order, *state, saved).has_value());
+};
+BOTH("RT-6 a driver's state of an empty queue in order", driver_empty)
 
 constexpr auto driver_storage = [](auto check) {
   driver_bench b;
