@@ -296,7 +296,7 @@ template <std::endian E> class scenario {
     require(state->size == size_ && state->cause == cause_ &&
                 state->next_available == static_cast<std::uint16_t>(next_available_) &&
                 state->next_used == static_cast<std::uint16_t>(next_used_) &&
-                state->notified == static_cast<std::uint16_t>(notified_),
+                state->unasked == unasked(next_used_ - notified_),
             "a saved state is the queue's");
     saved_ = {*state, heads};
   }
@@ -323,13 +323,13 @@ template <std::endian E> class scenario {
       from.heads[in_.below(static_cast<std::uint32_t>(from.heads.size()))] = in_.byte();
     if ((how & 8) != 0) from.state.next_available = in_.number<std::uint16_t>();
     if ((how & 16) != 0) from.state.next_used = in_.number<std::uint16_t>();
-    if ((how & 32) != 0) from.state.notified = in_.number<std::uint16_t>();
+    if ((how & 32) != 0) from.state.unasked = in_.number<std::uint32_t>() % 65540;
     if ((how & 64) != 0) from.state.cause = static_cast<error>(in_.byte());
     if ((how & 128) != 0) from.state.version = in_.byte();
     hostile_memory& memory = good_memory();
 
     bool is_valid = from.state.version == 1 && from.state.size == at.size && can_map(at) &&
-                    is_known(from.state.cause);
+                    is_cause(from.state.cause) && from.state.unasked <= 65536;
     const auto kept = static_cast<std::uint16_t>(from.state.next_available - from.state.next_used);
     is_valid = is_valid && kept <= at.size && kept == from.heads.size();
     std::map<std::uint16_t, int> seen;
@@ -345,7 +345,7 @@ template <std::endian E> class scenario {
     size_ = at.size;
     next_used_ = published_ = from.state.next_used;
     next_available_ = next_used_ + kept;
-    notified_ = next_used_ - static_cast<std::uint16_t>(from.state.next_used - from.state.notified);
+    notified_ = next_used_ - from.state.unasked;
     cause_ = from.state.cause;
     used_ring_.assign(size_, {});
     for (const std::uint16_t head : from.heads) {

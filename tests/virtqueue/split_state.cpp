@@ -173,7 +173,7 @@ constexpr auto device_saves = [](auto check) {
   check(held[0] == 9);
   const auto state = b.queue.save(held);
   check(state.has_value() && state->version == 1 && state->size == 8);
-  check(state->next_available == 1 && state->next_used == 0xffff && state->notified == 0xfffe);
+  check(state->next_available == 1 && state->next_used == 0xffff && state->unasked == 1);
   check(state->cause == error::none);
   check(held[0] == 5 && held[1] == 7 && held[2] == 9);
   b.queue.detach(); // detached it can be saved as well
@@ -581,7 +581,7 @@ TEST_CASE("RT-36 RT-6 a driver's state is plain values, and is taken up after ch
     CHECK(state->size == 8);
     CHECK(state->next_available == 4);
     CHECK(state->next_used == 1);
-    CHECK(state->notified == 0);
+    CHECK(state->unasked == 4);
     CHECK(state->cause == error::none);
 
     std::array<driver_slot, 8> slots{};
@@ -764,11 +764,14 @@ TEST_CASE("RT-6 a driver survives every corrupted byte of a state: refused, or s
         for (const feature_set& features : {no_features, in_order}) {
           auto wrong = saved;
           driver_slot& s = wrong[i];
-          std::uint16_t& word = field == 0   ? s.next
-                                : field == 1 ? s.last
-                                : field == 2 ? s.descriptors
-                                             : s.position;
-          word = static_cast<std::uint16_t>(word ^ (1u << bit));
+          if (field == 3) {
+            s.position ^= 1u << bit; // its low 16 bits count
+          } else if (field == 2) {
+            s.descriptors ^= 1u << bit;
+          } else {
+            std::uint16_t& word = field == 0 ? s.next : s.last;
+            word = static_cast<std::uint16_t>(word ^ (1u << bit));
+          }
           std::array<driver_slot, 8> slots{};
           ballast::split_driver<ram_type> queue(slots);
           ram_type ram = b.ram;

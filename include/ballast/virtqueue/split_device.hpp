@@ -48,8 +48,9 @@ struct split_device_state {
   std::uint32_t size = 0;           ///< entries
   std::uint16_t next_available = 0; ///< ring indices, modulo 2^16
   std::uint16_t next_used = 0;
-  std::uint16_t notified = 0; ///< `next_used` when the driver was last asked whether to notify
-  error cause = error::none;  ///< of a broken queue
+  /// Chains published since the driver was last asked whether to notify; 65536 for all above.
+  std::uint32_t unasked = 0;
+  error cause = error::none; ///< of a broken queue
 };
 
 /// The device's side of a split virtqueue, in the byte order `E`.
@@ -78,19 +79,19 @@ template <guest_memory M, std::endian E = std::endian::little> class split_devic
   constexpr result<void> start(M& memory, const queue_layout& layout, const feature_set& features,
                                std::uint16_t first_index = 0) noexcept {
     reset();
-    if (const auto mapped = map(memory, layout, features); !mapped) return mapped;
-    mask_ = layout.size - 1;
-    cursor_ = {first_index, first_index, first_index, {.start = first_index}};
-    published_ = notified_ = first_index;
+    const auto rings = map_rings(memory, layout, queue_side::device, buffers_.size());
+    if (!rings) return rings.error();
+    begin(memory, *rings, features, layout.size, first_index);
     return {};
   }
 
   /// Detaches and forgets everything. Returning a chain that was popped before is `stale_chain`.
   constexpr void reset() noexcept {
     detach();
-    mask_ = no_size;
+    size_ = mask_ = 0;
     cause_ = error::none;
-    cursor_ = {};
+    next_available_ = next_used_ = 0;
+    kept_from_ = kept_to_ = 0;
     for (std::uint32_t& bits : in_flight_) bits = 0;
     ++epoch_;
   }
@@ -101,17 +102,26 @@ template <guest_memory M, std::endian E = std::endian::little> class split_devic
                                 const feature_set& features) noexcept {
     if (is_attached()) return error::already_attached;
     if (layout.size != size() || size() == 0) return error::invalid_queue_size;
-    return map(memory, layout, features);
+    const auto rings = map_rings(memory, layout, queue_side::device, buffers_.size());
+    if (!rings) return rings.error();
+    connect(memory, *rings, features);
+    return {};
   }
 
   /// Lets go of the memory and keeps indices, what is in flight and the cause. To be called before
   /// the memory map changes.
-  constexpr void detach() noexcept { memory_ = nullptr; }
+  constexpr void detach() noexcept {
+    memory_ = nullptr;
+    event_offset_ = 0;
+    refusal_ = error::not_attached;
+  }
 
   [[nodiscard]] constexpr bool is_attached() const noexcept { return memory_ != nullptr; }
-  [[nodiscard]] constexpr std::uint32_t size() const noexcept { return mask_ + 1; }
+  [[nodiscard]] constexpr std::uint32_t size() const noexcept { return size_; }
   /// Chains that were popped and not returned yet.
-  [[nodiscard]] constexpr std::uint32_t in_flight() const noexcept { return cursor_.held(); }
+  [[nodiscard]] constexpr std::uint32_t in_flight() const noexcept {
+    return next_available_ - next_used_;
+  }
   /// Which bound the driver broke; `error::none` while the queue works.
   [[nodiscard]] constexpr error cause() const noexcept { return cause_; }
 
@@ -124,19 +134,17 @@ template <guest_memory M, std::endian E = std::endian::little> class split_devic
   [[nodiscard]] constexpr result<chain> pop_available() noexcept {
     const auto pending = look();
     if (!pending) return pending.error();
-    if (*pending == 0) return error::queue_empty;
-    const view ring{rings_, mask_, epoch_};
-    std::uint32_t head = 0;
-    if (const error e = read_head(ring, cursor_, head); e != error::none) return e;
-    const auto address =
-        rings_.table.template load<std::uint64_t>(split::descriptor_address(head), order::plain);
-    const auto rest =
-        rings_.table.template load<std::uint64_t>(split::descriptor_rest(head), order::plain);
-    if (!memory_->good()) return error::memory_lost;
+    if (*pending == 0) [[unlikely]]
+      return error::queue_empty;
+    const view ring{rings_, mask_};
+    std::uint16_t head = 0;
+    two_words words;
+    if (const error e = read_first(ring, {next_available_, next_used_}, head, words);
+        e != error::none)
+      return e;
     chain popped;
-    const chain_id id{static_cast<std::uint16_t>(head), epoch_};
-    if (const error e = read_rest(id, address, rest, popped); e != error::none) return e;
-    keep(cursor_.next_available++, head);
+    if (const error e = read_rest(head, words, popped); e != error::none) return e;
+    keep(next_available_++, head);
     return popped;
   }
 
@@ -151,21 +159,14 @@ template <guest_memory M, std::endian E = std::endian::little> class split_devic
     const auto pending = look();
     if (!pending) return pending.error();
     const std::uint32_t count = *pending < budget ? *pending : budget;
-    // In locals: members would be reloaded after every store to the ring.
-    view ring{rings_, mask_, epoch_};
-    cursor at = cursor_;
+    if (count == 0) return consumed{0, *pending != 0};
     error failure = error::none;
-    const std::uint32_t end = at.next_available + count;
     if (is_in_order_)
-      while (at.next_available != end && failure == error::none)
-        failure = serve<true>(ring, at, handle);
+      failure = serve<true>(count, handle);
     else
-      while (at.next_available != end && failure == error::none)
-        failure = serve<false>(ring, at, handle);
-    const std::uint32_t done = at.next_available - cursor_.next_available;
-    cursor_ = at;
+      failure = serve<false>(count, handle);
     if (failure != error::none) return failure;
-    return consumed{done, *pending > count};
+    return consumed{count, *pending > count};
   }
 
   /// `consume` with a budget of 1, without what a loop costs: for one chain at a time.
@@ -173,12 +174,13 @@ template <guest_memory M, std::endian E = std::endian::little> class split_devic
   [[gnu::always_inline]] constexpr result<consumed> consume_one(Handler&& handle) noexcept {
     const auto pending = look();
     if (!pending) return pending.error();
-    if (*pending == 0) return consumed{};
-    view ring{rings_, mask_, epoch_};
-    cursor at = cursor_;
-    const error failure =
-        is_in_order_ ? serve<true>(ring, at, handle) : serve<false>(ring, at, handle);
-    cursor_ = at;
+    if (*pending == 0) [[unlikely]]
+      return consumed{};
+    error failure = error::none;
+    if (is_in_order_) [[unlikely]]
+      failure = serve<true>(1, handle);
+    else
+      failure = serve<false>(1, handle);
     if (failure != error::none) return failure;
     return consumed{1, *pending > 1};
   }
@@ -190,34 +192,35 @@ template <guest_memory M, std::endian E = std::endian::little> class split_devic
     if (!is_attached()) return error::not_attached;
     if (id.epoch != epoch_) return error::stale_chain;
     if (!holds(id.head)) return error::chain_not_in_flight;
-    if (is_in_order_ && popped_[cursor_.next_used & mask_] != id.head)
-      return error::used_out_of_order;
+    if (is_in_order_ && popped_[next_used_ & mask_] != id.head) return error::used_out_of_order;
     if (!memory_->good()) return error::memory_lost;
     clear(id.head);
-    view ring{rings_, mask_, epoch_};
+    view ring{rings_, mask_};
     if (is_in_order_)
-      extend_run(ring, cursor_, id.head, length, false);
+      extend_run(ring, next_used_, run_, id.head, length, false);
     else
-      put_used(ring, cursor_.next_used, id.head, length);
-    ++cursor_.next_used;
+      put_used(ring, next_used_, id.head, length);
+    ++next_used_;
     return {};
   }
 
   /// Gives the last `count` popped chains back unserved: they are popped again next time.
   /// Errors: `chain_not_in_flight` (one of them was returned); nothing changes.
   constexpr result<void> unpop(std::uint32_t count) noexcept {
-    if (count > cursor_.next_available - cursor_.floor) return error::chain_not_in_flight;
-    std::uint32_t at = cursor_.next_available;
+    if (count == 0) return {};
+    const std::uint32_t kept = kept_to_ == next_available_ ? kept_to_ - kept_from_ : 0;
+    if (count > kept) return error::chain_not_in_flight;
+    std::uint32_t at = next_available_;
     for (const std::uint32_t end = at - count; at != end; --at) {
       const std::uint16_t head = popped_[(at - 1) & mask_];
       if (!holds(head)) break;
       clear(head);
     }
-    if (cursor_.next_available - at == count) {
-      cursor_.next_available = at;
+    if (next_available_ - at == count) {
+      next_available_ = kept_to_ = at;
       return {};
     }
-    for (; at != cursor_.next_available; ++at) mark(popped_[at & mask_]);
+    for (; at != next_available_; ++at) mark(popped_[at & mask_]);
     return error::chain_not_in_flight;
   }
 
@@ -235,14 +238,12 @@ template <guest_memory M, std::endian E = std::endian::little> class split_devic
   /// be done before.
   /// Ordering: one release store of the used index, paired with the driver's acquire load.
   constexpr void publish() noexcept {
-    if (!is_attached() || published_ == cursor_.next_used) return;
+    if (!is_attached() || published_ == next_used_) return;
     if (is_in_order_) {
-      view ring{rings_, mask_, epoch_};
-      end_run(ring, cursor_);
+      view ring{rings_, mask_};
+      end_run(ring, next_used_, run_);
     }
-    published_ = cursor_.next_used;
-    rings_.used.template store<std::uint16_t>(
-        split::used_index, to_order<E>(static_cast<std::uint16_t>(published_)), order::release);
+    put_index(next_used_);
   }
 
   /// Whether the driver wants a used buffer notification for what was published since the last
@@ -253,12 +254,9 @@ template <guest_memory M, std::endian E = std::endian::little> class split_devic
   [[nodiscard]] constexpr bool should_notify() noexcept {
     const std::uint32_t old = notified_, now = published_;
     if (old == now || !is_attached()) return false;
+    if (has_event_index_) return is_event_wanted(split::used_event(size_), old, now);
     notified_ = now;
     memory_->fence();
-    if (has_event_index_)
-      return need_event_since(to_order<E>(rings_.available.template load<std::uint16_t>(
-                                  split::used_event(size()), order::relaxed)),
-                              now, old);
     const auto flags = to_order<E>(
         rings_.available.template load<std::uint16_t>(split::available_flags, order::relaxed));
     return (flags & split::no_interrupt) == 0;
@@ -266,8 +264,16 @@ template <guest_memory M, std::endian E = std::endian::little> class split_devic
 
   /// `publish`, then `should_notify`.
   [[nodiscard]] [[gnu::always_inline]] constexpr bool publish_and_ask() noexcept {
-    publish();
-    return should_notify();
+    if (event_offset_ == 0) [[unlikely]] {
+      publish();
+      return should_notify();
+    }
+    // Whatever was not published was not asked about either, so one look serves both.
+    const std::uint32_t old = notified_, now = next_used_;
+    if (old == now) [[unlikely]]
+      return false;
+    put_index(now);
+    return is_event_wanted(event_offset_, old, now);
   }
 
   /// Asks for an available buffer notification of the next chain; true where one is already there,
@@ -276,7 +282,7 @@ template <guest_memory M, std::endian E = std::endian::little> class split_devic
   /// with the one in the driver's `should_notify`.
   [[nodiscard]] constexpr bool enable_notifications() noexcept {
     if (!is_attached() || cause_ != error::none) return false;
-    const auto next = to_order<E>(static_cast<std::uint16_t>(cursor_.next_available));
+    const auto next = to_order<E>(static_cast<std::uint16_t>(next_available_));
     if (has_event_index_)
       rings_.used.template store<std::uint16_t>(split::available_event(size()), next,
                                                 order::relaxed);
@@ -300,18 +306,18 @@ template <guest_memory M, std::endian E = std::endian::little> class split_devic
   /// Errors: `wrong_state` (never started, or something is staged: publish), `buffer_too_small`.
   [[nodiscard]] constexpr result<split_device_state>
   save(std::span<std::uint16_t> held) const noexcept {
-    if (size() == 0 || published_ != cursor_.next_used) return error::wrong_state;
+    if (size() == 0 || published_ != next_used_) return error::wrong_state;
     if (held.size() < in_flight()) return error::buffer_too_small;
     std::uint32_t n = 0;
     if (is_in_order_)
-      for (; n != in_flight(); ++n) held[n] = popped_[(cursor_.next_used + n) & mask_];
+      for (; n != in_flight(); ++n) held[n] = popped_[(next_used_ + n) & mask_];
     else
-      for (std::uint32_t head = 0; head <= mask_; ++head)
+      for (std::uint32_t head = 0; head < size_; ++head)
         if (holds(head)) held[n++] = static_cast<std::uint16_t>(head);
     return split_device_state{.size = size(),
-                              .next_available = static_cast<std::uint16_t>(cursor_.next_available),
-                              .next_used = static_cast<std::uint16_t>(cursor_.next_used),
-                              .notified = static_cast<std::uint16_t>(notified_),
+                              .next_available = static_cast<std::uint16_t>(next_available_),
+                              .next_used = static_cast<std::uint16_t>(next_used_),
+                              .unasked = unasked(published_ - notified_),
                               .cause = cause_};
   }
 
@@ -323,37 +329,42 @@ template <guest_memory M, std::endian E = std::endian::little> class split_devic
     if (state.version != split_device_state::current_version) return error::state_version;
     const auto kept = static_cast<std::uint16_t>(state.next_available - state.next_used);
     if (state.size != layout.size || kept > layout.size || held.size() != kept ||
-        !is_known(state.cause))
+        state.unasked > unasked_max || !is_cause(state.cause))
       return error::state_invalid;
     for (std::size_t i = 0; i < held.size(); ++i) {
       if (held[i] >= layout.size) return error::state_invalid;
       for (std::size_t k = 0; k < i; ++k)
         if (held[k] == held[i]) return error::state_invalid;
     }
-    if (const auto rings = map_rings(memory, layout, queue_side::device, buffers_.size()); !rings)
-      return rings.error();
-    (void)start(memory, layout, features, state.next_used);
-    notified_ -= static_cast<std::uint16_t>(state.next_used - state.notified);
-    cause_ = state.cause;
-    for (const std::uint16_t head : held) keep(cursor_.next_available++, head);
-    cursor_.floor = cursor_.next_available; // where they lie in the ring is not known any more
+    const auto rings = map_rings(memory, layout, queue_side::device, buffers_.size());
+    if (!rings) return rings.error();
+    reset();
+    begin(memory, *rings, features, layout.size, state.next_used);
+    notified_ -= state.unasked;
+    if (state.cause != error::none) broken(state.cause);
+    for (const std::uint16_t head : held) keep(next_available_++, head);
+    kept_from_ = kept_to_; // where they lie in the ring is not known any more
     return {};
   }
 
  private:
-  static constexpr std::uint32_t no_size = 0xffff'ffff;
+  static constexpr std::uint16_t known_flags =
+      split::flag_next | split::flag_write | split::flag_indirect;
 
-  /// A descriptor as it was read: its two words, each loaded once.
+  /// The two words of a descriptor as they lie in memory, each loaded once.
+  struct two_words {
+    std::uint64_t address = 0, rest = 0;
+  };
+
   struct descriptor {
     buffer data;
     std::uint16_t flags = 0;
     std::uint16_t next = 0;
 
-    [[gnu::always_inline]] constexpr descriptor(std::uint64_t address,
-                                                std::uint64_t rest) noexcept {
-      const auto fields = split::unpack<E>(rest);
-      data = {to_order<E>(address), fields.length};
-      flags = fields.flags & (split::flag_next | split::flag_write | split::flag_indirect);
+    [[gnu::always_inline]] constexpr explicit descriptor(const two_words& words) noexcept {
+      const auto fields = split::unpack<E>(words.rest);
+      data = {to_order<E>(words.address), fields.length};
+      flags = fields.flags & known_flags;
       next = fields.next;
     }
   };
@@ -363,7 +374,7 @@ template <guest_memory M, std::endian E = std::endian::little> class split_devic
   struct in_order_run {
     std::uint32_t start = 0; ///< where the element goes
     std::uint32_t length = 0;
-    std::uint32_t head = 0;
+    std::uint16_t head = 0;
     bool is_full = false; ///< the last was written in full too: another may follow
   };
 
@@ -372,8 +383,6 @@ template <guest_memory M, std::endian E = std::endian::little> class split_devic
   struct cursor {
     std::uint32_t next_available = 0; ///< the next ring entry to read
     std::uint32_t next_used = 0;      ///< where the next used element goes
-    std::uint32_t floor = 0;          ///< behind the last chain that was used at once
-    in_order_run run;
 
     /// Every chain that was popped is either kept or used.
     [[nodiscard]] constexpr std::uint32_t held() const noexcept {
@@ -385,61 +394,101 @@ template <guest_memory M, std::endian E = std::endian::little> class split_devic
   struct view {
     split_rings<M> rings;
     std::uint32_t mask = 0;
-    std::uint32_t epoch = 0;
   };
 
-  constexpr result<void> map(M& memory, const queue_layout& layout,
-                             const feature_set& features) noexcept {
-    const auto rings = map_rings(memory, layout, queue_side::device, buffers_.size());
-    if (!rings) return rings.error();
-    rings_ = *rings;
+  constexpr void connect(M& memory, const split_rings<M>& rings,
+                         const feature_set& features) noexcept {
+    rings_ = rings;
     has_event_index_ = features.test(feature::event_idx);
     has_indirect_ = features.test(feature::indirect_desc);
     is_in_order_ = features.test(feature::in_order);
+    event_offset_ = has_event_index_ && !is_in_order_ ? split::used_event(size_) : 0;
     memory_ = &memory;
-    return {};
+    refusal_ = cause_;
   }
 
-  constexpr error broken(error why) noexcept {
+  constexpr void begin(M& memory, const split_rings<M>& rings, const feature_set& features,
+                       std::uint32_t size, std::uint16_t first_index) noexcept {
+    size_ = size;
+    mask_ = size - 1;
+    next_available_ = next_used_ = published_ = notified_ = first_index;
+    run_ = {.start = first_index};
+    kept_from_ = kept_to_ = first_index;
+    connect(memory, rings, features);
+  }
+
+  [[gnu::cold, gnu::noinline]] constexpr error broken(error why) noexcept {
     if (cause_ == error::none) cause_ = why;
+    if (is_attached()) refusal_ = cause_;
     return why;
   }
 
   /// How many chains the driver made available that were not popped yet.
   [[gnu::always_inline]] constexpr result<std::uint32_t> look() noexcept {
-    if (!is_attached()) return error::not_attached;
-    if (cause_ != error::none) return cause_;
+    if (refusal_ != error::none) [[unlikely]]
+      return refusal_;
     const auto index = to_order<E>(
         rings_.available.template load<std::uint16_t>(split::available_index, order::acquire));
     if (!memory_->good()) return error::memory_lost;
-    const std::uint32_t pending = static_cast<std::uint16_t>(index - cursor_.next_available);
-    if (pending > size()) return broken(error::available_index_jump);
+    const std::uint32_t pending = static_cast<std::uint16_t>(index - next_available_);
+    if (pending > size_) [[unlikely]]
+      return broken(error::available_index_jump);
     return pending;
   }
 
-  /// Pops one chain, has it handled, and stages or keeps it.
+  /// Makes all that was staged visible: up to `now`.
+  [[gnu::always_inline]] constexpr void put_index(std::uint32_t now) noexcept {
+    published_ = now;
+    rings_.used.template store<std::uint16_t>(
+        split::used_index, to_order<E>(static_cast<std::uint16_t>(now)), order::release);
+  }
+
+  /// Whether the other side's event word lies between what it was last asked about and `now`.
+  [[gnu::always_inline]] constexpr bool is_event_wanted(std::size_t offset, std::uint32_t old,
+                                                        std::uint32_t now) noexcept {
+    notified_ = now;
+    memory_->fence();
+    const auto event =
+        to_order<E>(rings_.available.template load<std::uint16_t>(offset, order::relaxed));
+    return need_event_since(event, now, old);
+  }
+
+  /// Pops `count` chains, has each handled, and stages or keeps it.
   template <bool IsInOrder, class Handler>
-  [[gnu::always_inline]] constexpr error serve(view& ring, cursor& at, Handler& handle) noexcept {
-    std::uint32_t head = 0;
-    if (const error e = read_head(ring, at, head); e != error::none) return e;
-    const auto address = ring.rings.table.template load<std::uint64_t>(
-        split::descriptor_address(head), order::plain);
-    const auto rest =
-        ring.rings.table.template load<std::uint64_t>(split::descriptor_rest(head), order::plain);
-    if (!memory_->good()) return error::memory_lost;
-    const descriptor first(address, rest);
-    const chain_id id{static_cast<std::uint16_t>(head), ring.epoch};
+  [[gnu::always_inline]] constexpr error serve(std::uint32_t count, Handler& handle) noexcept {
+    // In locals: members would be reloaded after every store to the ring.
+    view ring{rings_, mask_};
+    cursor at{next_available_, next_used_};
+    in_order_run run;
+    if constexpr (IsInOrder) run = run_;
+    error failure = error::none;
+    const std::uint32_t end = at.next_available + count;
+    do failure = serve_next<IsInOrder>(ring, at, run, handle);
+    while (failure == error::none && at.next_available != end);
+    if constexpr (IsInOrder) run_ = run;
+    next_available_ = at.next_available;
+    next_used_ = at.next_used;
+    return failure;
+  }
+
+  template <bool IsInOrder, class Handler>
+  [[gnu::always_inline]] constexpr error serve_next(view& ring, cursor& at, in_order_run& run,
+                                                    Handler& handle) noexcept {
+    std::uint16_t head = 0;
+    two_words words;
+    if (const error e = read_first(ring, at, head, words); e != error::none) return e;
+    const descriptor first(words);
     disposition answer;
     std::uint64_t writable_bytes = 0;
     // A single buffer, the usual case, takes no detour over the storage.
-    if (first.flags == 0) {
-      answer = handle(chain(id, &first.data, 1, 0));
+    if ((words.rest & split::pack<E>({0, known_flags, 0})) == 0) [[likely]] {
+      answer = handle(chain({head, epoch_}, &first.data, 1, 0));
     } else if (first.flags == split::flag_write) {
-      answer = handle(chain(id, &first.data, 0, 1));
+      answer = handle(chain({head, epoch_}, &first.data, 0, 1));
       writable_bytes = first.data.length;
     } else {
       chain popped;
-      if (const error e = read_rest(id, address, rest, popped); e != error::none) return e;
+      if (const error e = read_rest(head, words, popped); e != error::none) return e;
       answer = handle(static_cast<const chain&>(popped));
       if constexpr (IsInOrder) writable_bytes = total_bytes(popped.writable());
     }
@@ -449,131 +498,165 @@ template <guest_memory M, std::endian E = std::endian::little> class split_devic
       return answer.is_used ? error::used_out_of_order : error::none;
     }
     if constexpr (IsInOrder)
-      extend_run(ring, at, head, answer.length, answer.length == writable_bytes);
+      extend_run(ring, at.next_used, run, head, answer.length, answer.length == writable_bytes);
     else
       put_used(ring, at.next_used, head, answer.length);
     ++at.next_used;
-    at.floor = ++at.next_available;
+    ++at.next_available;
     return error::none;
   }
 
-  /// Reads and checks the next ring entry.
-  [[gnu::always_inline]] constexpr error read_head(const view& ring, const cursor& at,
-                                                   std::uint32_t& head) noexcept {
+  /// Reads and checks the next ring entry, and reads the descriptor it names.
+  [[gnu::always_inline]] constexpr error
+  read_first(const view& ring, const cursor& at, std::uint16_t& head, two_words& words) noexcept {
     head = to_order<E>(ring.rings.available.template load<std::uint16_t>(
         split::available_entry(at.next_available & ring.mask), order::plain));
     if (!memory_->good()) return error::memory_lost;
     if (head > ring.mask) return broken(error::head_out_of_range);
     if (at.held() != 0 && holds(head)) return broken(error::head_in_flight);
+    words = read_words(ring.rings.table, head);
+    if (!memory_->good()) return error::memory_lost;
     return error::none;
   }
 
-  /// Reads and checks a chain whose first descriptor has these words, into the storage; each
-  /// descriptor once. The chain may end in one indirect table, which may lie anywhere, unaligned.
-  /// Bounded by the queue size, as the driver's chains are.
-  [[gnu::noinline]] constexpr error read_rest(chain_id id, std::uint64_t address,
-                                              std::uint64_t rest, chain& popped) noexcept {
-    std::uint32_t count = 0, readable = 0, entries = size();
+  [[gnu::always_inline]] static constexpr two_words read_words(const window_of<M>& table,
+                                                               std::size_t i) noexcept {
+    return {table.template load<std::uint64_t>(split::descriptor_address(i), order::plain),
+            table.template load<std::uint64_t>(split::descriptor_rest(i), order::plain)};
+  }
+
+  /// What was read of a chain so far.
+  struct progress {
+    std::uint32_t buffers = 0;
+    std::uint32_t readable = 0;
     std::uint64_t bytes = 0;
-    guest_address table = 0;
-    bool is_in_table = false;
-    while (true) {
-      const descriptor d(address, rest);
-      std::uint32_t index = d.next;
-      if ((d.flags & split::flag_indirect) != 0) {
-        if (!has_indirect_) return broken(error::indirect_not_negotiated);
-        if (is_in_table) return broken(error::indirect_nested);
-        if ((d.flags & split::flag_next) != 0) return broken(error::indirect_with_next);
-        if (d.data.length == 0 || d.data.length % split::descriptor_size != 0)
-          return broken(error::indirect_length);
-        table = d.data.address;
-        if (table + (d.data.length - 1) < table) return broken(error::indirect_outside);
-        entries = d.data.length / split::descriptor_size;
-        is_in_table = true;
-        index = 0;
-      } else {
-        if (count == size()) return broken(error::chain_loops);
-        if ((d.flags & split::flag_write) == 0 && readable++ != count)
-          return broken(error::readable_after_writable);
-        buffers_[count++] = d.data;
-        bytes += d.data.length;
-        if ((d.flags & split::flag_next) == 0) break;
-        if (index >= entries) return broken(error::next_out_of_range);
-      }
-      if (is_in_table) {
-        struct table_entry {
-          std::byte at[split::descriptor_size];
-        };
-        struct two_words {
-          std::uint64_t address, rest;
-        };
-        table_entry raw{};
-        if (!memory_->read(table + split::descriptor_address(index), raw.at))
-          return memory_->good() ? broken(error::indirect_outside) : error::memory_lost;
-        const auto words = std::bit_cast<two_words>(raw);
-        address = words.address;
-        rest = words.rest;
-      } else {
-        address = rings_.table.template load<std::uint64_t>(split::descriptor_address(index),
-                                                            order::plain);
-        rest =
-            rings_.table.template load<std::uint64_t>(split::descriptor_rest(index), order::plain);
-      }
+  };
+
+  /// Reads and checks a chain whose first descriptor has these words, into the storage; each
+  /// descriptor once. Bounded by the queue size, as the driver's chains are.
+  [[gnu::noinline]] constexpr error read_rest(std::uint16_t head, two_words words,
+                                              chain& popped) noexcept {
+    const window_of<M> table = rings_.table;
+    const std::uint32_t size = size_;
+    progress to;
+    descriptor d(words);
+    while ((d.flags & split::flag_indirect) == 0) {
+      if (const error e = append(d, size, to); e != error::none) return broken(e);
+      if ((d.flags & split::flag_next) == 0) return finish(head, to, popped);
+      if (d.next >= size) return broken(error::next_out_of_range);
+      d = descriptor(read_words(table, d.next));
       if (!memory_->good()) return error::memory_lost;
     }
-    if (bytes > 1ull << 32) return broken(error::chain_bytes_overflow);
-    popped = chain(id, buffers_.data(), readable, count - readable);
+    if (const error e = read_table(d, to); e != error::none) return e;
+    return finish(head, to, popped);
+  }
+
+  /// Reads the indirect table that a chain may end in; it may lie anywhere, unaligned.
+  [[gnu::noinline]] constexpr error read_table(descriptor d, progress& to) noexcept {
+    if (!has_indirect_) return broken(error::indirect_not_negotiated);
+    if ((d.flags & split::flag_next) != 0) return broken(error::indirect_with_next);
+    const guest_address table = d.data.address;
+    const std::uint32_t length = d.data.length, size = size_;
+    if (length == 0 || length % split::descriptor_size != 0) return broken(error::indirect_length);
+    if (table + (length - 1) < table) return broken(error::indirect_outside);
+    progress sum = to;
+    std::uint32_t index = 0;
+    do {
+      struct entry {
+        std::byte at[split::descriptor_size];
+      };
+      entry raw{};
+      if (!memory_->read(table + split::descriptor_address(index), raw.at))
+        return memory_->good() ? broken(error::indirect_outside) : error::memory_lost;
+      if (!memory_->good()) return error::memory_lost;
+      d = descriptor(std::bit_cast<two_words>(raw));
+      if ((d.flags & split::flag_indirect) != 0) return broken(error::indirect_nested);
+      if (const error e = append(d, size, sum); e != error::none) return broken(e);
+      index = d.next;
+      if ((d.flags & split::flag_next) != 0 && index >= length / split::descriptor_size)
+        return broken(error::next_out_of_range);
+    } while ((d.flags & split::flag_next) != 0);
+    to = sum;
+    return error::none;
+  }
+
+  [[gnu::always_inline]] constexpr error append(const descriptor& d, std::uint32_t size,
+                                                progress& to) noexcept {
+    if (to.buffers == size) return error::chain_loops;
+    if ((d.flags & split::flag_write) == 0 && to.readable++ != to.buffers)
+      return error::readable_after_writable;
+    buffers_[to.buffers++] = d.data;
+    to.bytes += d.data.length;
+    return error::none;
+  }
+
+  [[gnu::always_inline]] constexpr error finish(std::uint16_t head, const progress& to,
+                                                chain& popped) noexcept {
+    if (to.bytes > 1ull << 32) return broken(error::chain_bytes_overflow);
+    popped = chain({head, epoch_}, buffers_.data(), to.readable, to.buffers - to.readable);
     return error::none;
   }
 
   /// Adds a chain to the run that one used element stands for.
-  [[gnu::always_inline]] static constexpr void extend_run(view& ring, cursor& at,
-                                                          std::uint32_t head, std::uint32_t length,
+  [[gnu::always_inline]] static constexpr void extend_run(view& ring, std::uint32_t at,
+                                                          in_order_run& run, std::uint16_t head,
+                                                          std::uint32_t length,
                                                           bool is_full) noexcept {
-    if (at.run.start != at.next_used && !at.run.is_full) end_run(ring, at);
-    at.run.head = head;
-    at.run.length = length;
-    at.run.is_full = is_full;
+    if (!run.is_full) end_run(ring, at, run);
+    run.head = head;
+    run.length = length;
+    run.is_full = is_full;
   }
 
   /// Writes the element of the run, if there is one.
-  [[gnu::always_inline]] static constexpr void end_run(view& ring, cursor& at) noexcept {
-    if (at.run.start != at.next_used) put_used(ring, at.run.start, at.run.head, at.run.length);
-    at.run.start = at.next_used;
+  [[gnu::always_inline]] static constexpr void end_run(view& ring, std::uint32_t at,
+                                                       in_order_run& run) noexcept {
+    if (run.start != at) put_used(ring, run.start, run.head, run.length);
+    run.start = at;
   }
 
   [[gnu::always_inline]] static constexpr void
-  put_used(view& ring, std::uint32_t at, std::uint32_t head, std::uint32_t length) noexcept {
+  put_used(view& ring, std::uint32_t at, std::uint16_t head, std::uint32_t length) noexcept {
     const std::uint32_t entry = at & ring.mask;
-    ring.rings.used.template store<std::uint32_t>(split::used_id(entry), to_order<E>(head),
-                                                  order::plain);
+    ring.rings.used.template store<std::uint32_t>(split::used_id(entry),
+                                                  to_order<E>(std::uint32_t{head}), order::plain);
     ring.rings.used.template store<std::uint32_t>(split::used_length(entry), to_order<E>(length),
                                                   order::plain);
   }
 
   [[nodiscard]] constexpr bool holds(std::uint32_t head) const noexcept {
-    return head <= mask_ && ((in_flight_[head / 32] >> (head % 32)) & 1) != 0;
+    return head < size() && ((in_flight_[head / 32] >> (head % 32)) & 1) != 0;
   }
   constexpr void mark(std::uint32_t head) noexcept { in_flight_[head / 32] |= 1u << (head % 32); }
   constexpr void clear(std::uint32_t head) noexcept {
     in_flight_[head / 32] &= ~(1u << (head % 32));
   }
-  constexpr void keep(std::uint32_t at, std::uint32_t head) noexcept {
+  [[gnu::noinline]] constexpr void keep(std::uint32_t at, std::uint16_t head) noexcept {
     mark(head);
-    popped_[at & mask_] = static_cast<std::uint16_t>(head);
+    popped_[at & mask_] = head;
+    if (kept_to_ != at) kept_from_ = at;
+    kept_to_ = at + 1;
   }
 
   std::span<buffer> buffers_;
   std::span<std::uint16_t> popped_;
   std::span<std::uint32_t> in_flight_;
   M* memory_ = nullptr;
+  /// Of the driver's event word; 0: detached, or publishing takes more than a store and a look.
+  std::size_t event_offset_ = 0;
   split_rings<M> rings_;
-  std::uint32_t mask_ = no_size; ///< the queue size less one
-  cursor cursor_;
-  std::uint32_t published_ = 0; ///< what the driver can see
-  std::uint32_t notified_ = 0;  ///< `published_` at the last `should_notify`
+  std::uint32_t size_ = 0;           ///< entries
+  std::uint32_t mask_ = 0;           ///< the queue size less one
+  std::uint32_t next_available_ = 0; ///< the next ring entry to read
+  std::uint32_t next_used_ = 0;      ///< where the next used element goes
+  std::uint32_t published_ = 0;      ///< what the driver can see
+  std::uint32_t notified_ = 0;       ///< `published_` at the last `should_notify`
   std::uint32_t epoch_ = 0;
+  in_order_run run_;
+  std::uint32_t kept_from_ = 0; ///< chains kept in a row last: what `unpop` may give back
+  std::uint32_t kept_to_ = 0;
   error cause_ = error::none;
+  error refusal_ = error::not_attached; ///< why nothing can be popped
   bool has_event_index_ = false;
   bool has_indirect_ = false;
   bool is_in_order_ = false;

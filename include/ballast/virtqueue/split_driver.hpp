@@ -19,11 +19,11 @@ namespace ballast {
 /// What a driver remembers of one descriptor; never shared with the device.
 struct driver_slot {
   std::uint64_t token = 0;       ///< of the chain that starts here
+  std::uint32_t position = 0;    ///< of that chain among all that were added
   std::uint32_t writable = 0;    ///< bytes the device may write to that chain
+  std::uint32_t descriptors = 0; ///< of that chain; 0: no chain in flight starts here
   std::uint16_t next = 0;        ///< in the free list, and along a chain
-  std::uint16_t last = 0;        ///< the last descriptor of that chain
-  std::uint16_t descriptors = 0; ///< of that chain; 0: no chain in flight starts here
-  std::uint16_t position = 0;    ///< of that chain in the available ring, modulo 2^16
+  std::uint16_t last = 0;        ///< the last descriptor of that chain, where it has several
 };
 
 /// A chain the device returned.
@@ -57,8 +57,9 @@ struct split_driver_state {
   std::uint32_t size = 0;           ///< entries
   std::uint16_t next_available = 0; ///< ring indices, modulo 2^16
   std::uint16_t next_used = 0;
-  std::uint16_t notified = 0; ///< `next_available` when the device was last asked
-  std::uint16_t run_end = 0;  ///< IN_ORDER: what the used element read last stands for
+  /// Chains published since the device was last asked whether to notify; 65536 for all above.
+  std::uint32_t unasked = 0;
+  std::uint16_t run_end = 0; ///< IN_ORDER: what the used element read last stands for
   std::uint32_t run_length = 0;
   std::uint16_t first_free = 0;
   std::uint16_t oldest = 0; ///< IN_ORDER: the head that comes back next
@@ -103,10 +104,10 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
     }
     mask_ = layout.size - 1;
     next_available_ = published_ = notified_ = next_used_ = first_index;
-    run_end_ = first_index;
-    cause_ = error::none;
-    free_ = layout.size;
-    first_free_ = oldest_ = 0;
+    run_.end = first_index;
+    cause_ = refusal_ = error::none;
+    limit_ = layout.size;
+    first_free_ = run_.oldest = 0;
     for (std::uint32_t i = 0; i <= mask_; ++i)
       slots_[i] = {.next = static_cast<std::uint16_t>((i + 1) & mask_)};
     const auto index = to_order<E>(first_index);
@@ -132,11 +133,17 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
   }
 
   /// Lets go of the memory and keeps the indices, what is in flight and the cause.
-  constexpr void detach() noexcept { memory_ = nullptr; }
+  constexpr void detach() noexcept {
+    memory_ = nullptr;
+    event_offset_ = 0;
+    refusal_ = error::not_attached;
+  }
 
   [[nodiscard]] constexpr bool is_attached() const noexcept { return memory_ != nullptr; }
   [[nodiscard]] constexpr std::uint32_t size() const noexcept { return mask_ + 1; }
-  [[nodiscard]] constexpr std::uint32_t free_descriptors() const noexcept { return free_; }
+  [[nodiscard]] constexpr std::uint32_t free_descriptors() const noexcept {
+    return limit_ - in_flight();
+  }
   /// Chains the device has not returned yet, staged ones included.
   [[nodiscard]] constexpr std::uint32_t in_flight() const noexcept {
     return next_available_ - next_used_;
@@ -145,22 +152,23 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
   [[nodiscard]] constexpr error cause() const noexcept { return cause_; }
 
   /// Stages a chain: the buffers the device reads, then those it writes. `token` comes back with
-  /// the chain. Nothing changes where it fails.
+  /// the chain. Where it fails nothing changes but what lies in free descriptors.
   /// Errors: `queue_full`, `empty_chain`, `chain_too_long`, `chain_bytes_overflow`,
   /// `not_attached`, `memory_lost`, the cause of a broken queue.
   [[gnu::always_inline]] constexpr result<void> add(std::span<const buffer> readable,
                                                     std::span<const buffer> writable,
                                                     std::uint64_t token) noexcept {
     if (readable.size() + writable.size() != 1) return add_chain(readable, writable, token);
-    if (const error e = usable(); e != error::none) return e;
-    if (free_ == 0) return error::queue_full;
+    if (refusal_ != error::none) [[unlikely]]
+      return refusal_;
+    if (free_descriptors() == 0) [[unlikely]]
+      return error::queue_full;
     if (!memory_->good()) return error::memory_lost;
     const bool is_writable = readable.empty();
     const single_buffer chain{is_writable ? writable[0] : readable[0], is_writable, token};
     view ring{rings_, slots_.data(), mask_};
     const std::uint32_t at = next_available_++;
-    --free_;
-    first_free_ = static_cast<std::uint16_t>(put_single(ring, at, first_free_, chain));
+    first_free_ = put_single(ring, at, first_free_, chain);
     return {};
   }
 
@@ -169,28 +177,26 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
   template <class Next>
   [[gnu::always_inline]] constexpr result<std::uint32_t> add_each(std::uint32_t count,
                                                                   Next&& next) noexcept {
-    if (const error e = usable(); e != error::none) return e;
+    if (refusal_ != error::none) [[unlikely]]
+      return refusal_;
     if (!memory_->good()) return error::memory_lost;
-    if (count > free_) count = free_;
+    if (count > free_descriptors()) count = free_descriptors();
+    if (count == 0) return count;
     // In locals: members would be reloaded after every store to the ring.
     view ring{rings_, slots_.data(), mask_};
-    std::uint32_t at = next_available_, head = first_free_;
+    std::uint32_t at = next_available_;
+    std::uint16_t head = first_free_;
     for (const std::uint32_t end = at + count; at != end; ++at)
       head = put_single(ring, at, head, next());
     next_available_ = at;
-    first_free_ = static_cast<std::uint16_t>(head);
-    free_ -= count;
+    first_free_ = head;
     return count;
   }
 
   /// Makes all staged chains available to the device.
   /// Ordering: one release store of the available index, paired with the device's acquire load.
   constexpr void publish() noexcept {
-    if (!is_attached() || published_ == next_available_) return;
-    published_ = next_available_;
-    rings_.available.template store<std::uint16_t>(
-        split::available_index, to_order<E>(static_cast<std::uint16_t>(published_)),
-        order::release);
+    if (is_attached() && published_ != next_available_) put_index(next_available_);
   }
 
   /// Whether the device wants an available buffer notification for what was published since the
@@ -201,12 +207,9 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
   [[nodiscard]] constexpr bool should_notify() noexcept {
     const std::uint32_t old = notified_, now = published_;
     if (old == now || !is_attached()) return false;
+    if (event_offset_ != 0) return is_event_wanted(old, now);
     notified_ = now;
     memory_->fence();
-    if (has_event_index_)
-      return need_event_since(to_order<E>(rings_.used.template load<std::uint16_t>(
-                                  split::available_event(size()), order::relaxed)),
-                              now, old);
     const auto flags =
         to_order<E>(rings_.used.template load<std::uint16_t>(split::used_flags, order::relaxed));
     return (flags & split::no_notify) == 0;
@@ -214,8 +217,16 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
 
   /// `publish`, then `should_notify`.
   [[nodiscard]] [[gnu::always_inline]] constexpr bool publish_and_ask() noexcept {
-    publish();
-    return should_notify();
+    if (event_offset_ == 0) [[unlikely]] { // also where it is detached
+      publish();
+      return should_notify();
+    }
+    // Whatever was not published was not asked about either, so one look serves both.
+    const std::uint32_t old = notified_, now = next_available_;
+    if (old == now) [[unlikely]]
+      return false;
+    put_index(now);
+    return is_event_wanted(old, now);
   }
 
   /// What an available buffer notification carries under NOTIFICATION_DATA; `id` is the queue's
@@ -232,16 +243,16 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
   [[nodiscard]] [[gnu::always_inline]] constexpr result<used_buffer> pop_used() noexcept {
     const auto returned = look();
     if (!returned) return returned.error();
-    if (*returned == 0) return error::queue_empty;
-    const view ring{rings_, slots_.data(), mask_};
-    progress to{next_used_, next_used_ + *returned, published_, free_, first_free_};
+    if (*returned == 0) [[unlikely]]
+      return error::queue_empty;
+    if (is_in_order_) [[unlikely]] {
+      used_buffer oldest;
+      if (const error e = pop_oldest(*returned, oldest); e != error::none) return e;
+      return oldest;
+    }
     used_buffer popped;
     const auto keep = [&](const used_buffer& b) { popped = b; };
-    const error failure = is_in_order_ ? take_in_order(ring, to, keep) : take_any(ring, to, keep);
-    if (failure != error::none) return failure;
-    next_used_ = to.at;
-    free_ = to.free;
-    first_free_ = static_cast<std::uint16_t>(to.first_free);
+    if (const error e = take(1, keep); e != error::none) return e;
     return popped;
   }
 
@@ -253,21 +264,15 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
                                                                  Handler&& handle) noexcept {
     const auto returned = look();
     if (!returned) return returned.error();
-    // In locals: members would be reloaded after every store to the ring.
-    const view ring{rings_, slots_.data(), mask_};
-    progress to{next_used_, next_used_ + *returned, published_, free_, first_free_};
-    const std::uint32_t end = to.at + (*returned < budget ? *returned : budget);
+    const std::uint32_t count = *returned < budget ? *returned : budget;
+    if (count == 0) return 0u;
     error failure = error::none;
     if (is_in_order_)
-      while (to.at != end && failure == error::none) failure = take_in_order(ring, to, handle);
+      failure = take_in_order(count, *returned, handle);
     else
-      while (to.at != end && failure == error::none) failure = take_any(ring, to, handle);
-    const std::uint32_t done = to.at - next_used_;
-    next_used_ = to.at;
-    free_ = to.free;
-    first_free_ = static_cast<std::uint16_t>(to.first_free);
+      failure = take(count, handle);
     if (failure != error::none) return failure;
-    return done;
+    return count;
   }
 
   /// Hands every chain that the device still has, staged ones included, back to its owner:
@@ -282,7 +287,7 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
     }
     next_used_ = published_ = notified_ = next_available_;
     mask_ = no_size;
-    free_ = 0;
+    limit_ = 0;
   }
 
   /// Asks for a used buffer notification of the next returned chain; true where one is already
@@ -290,9 +295,9 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
   /// Ordering: one full fence between the event word and the load of the used index; pairs with the
   /// one in the device's `should_notify`.
   [[nodiscard]] constexpr bool enable_notifications() noexcept {
-    if (usable() != error::none) return false;
+    if (refusal_ != error::none) return false;
     const auto next = to_order<E>(static_cast<std::uint16_t>(next_used_));
-    if (has_event_index_)
+    if (event_offset_ != 0)
       rings_.available.template store<std::uint16_t>(split::used_event(size()), next,
                                                      order::relaxed);
     else
@@ -305,7 +310,7 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
   /// Says that notifications are not needed now: a hint, the device may notify all the same.
   /// With EVENT_IDX the flags stay 0 and the event word is simply left behind.
   constexpr void disable_notifications() noexcept {
-    if (!is_attached() || has_event_index_) return;
+    if (!is_attached() || event_offset_ != 0) return;
     rings_.available.template store<std::uint16_t>(
         split::available_flags, to_order<E>(split::no_interrupt), order::relaxed);
   }
@@ -320,11 +325,11 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
     return split_driver_state{.size = size(),
                               .next_available = static_cast<std::uint16_t>(next_available_),
                               .next_used = static_cast<std::uint16_t>(next_used_),
-                              .notified = static_cast<std::uint16_t>(notified_),
-                              .run_end = static_cast<std::uint16_t>(run_end_),
-                              .run_length = run_length_,
+                              .unasked = unasked(published_ - notified_),
+                              .run_end = static_cast<std::uint16_t>(run_.end),
+                              .run_length = run_.length,
                               .first_free = first_free_,
-                              .oldest = oldest_,
+                              .oldest = run_.oldest,
                               .cause = cause_};
   }
 
@@ -337,8 +342,8 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
                                  const indirect_tables& tables = {}) noexcept {
     if (is_attached()) return error::already_attached;
     if (state.version != split_driver_state::current_version) return error::state_version;
-    const auto free = check_state(state, slots, features.test(feature::in_order));
-    if (!free || state.size != layout.size) return error::state_invalid;
+    const auto limit = check_state(state, slots, features.test(feature::in_order));
+    if (!limit || state.size != layout.size) return error::state_invalid;
     if (const auto mapped = map(memory, layout, features, tables); !mapped) return mapped;
     mask_ = state.size - 1;
     next_used_ = state.next_used;
@@ -346,14 +351,19 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
       return next_used_ + static_cast<std::uint16_t>(index - state.next_used);
     };
     next_available_ = published_ = after(state.next_available);
-    notified_ = published_ - static_cast<std::uint16_t>(state.next_available - state.notified);
-    run_end_ = after(state.run_end);
-    run_length_ = state.run_length;
+    notified_ = published_ - state.unasked;
+    run_.end = after(state.run_end);
+    run_.length = state.run_length;
     first_free_ = state.first_free;
-    oldest_ = state.oldest;
-    cause_ = state.cause;
-    free_ = *free;
-    for (std::uint32_t i = 0; i <= mask_; ++i) slots_[i] = slots[i];
+    run_.oldest = state.oldest;
+    cause_ = refusal_ = state.cause;
+    limit_ = *limit;
+    // Positions count on from where the indices begin now; none may look staged.
+    const std::uint32_t last = next_available_ - 1;
+    for (std::uint32_t i = 0; i <= mask_; ++i) {
+      slots_[i] = slots[i];
+      slots_[i].position = last - static_cast<std::uint16_t>(last - slots[i].position);
+    }
     return {};
   }
 
@@ -372,17 +382,40 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
       indirect_window_ = *window;
     }
     rings_ = *rings;
-    has_event_index_ = features.test(feature::event_idx);
+    event_offset_ = features.test(feature::event_idx) ? split::available_event(layout.size) : 0;
     is_in_order_ = features.test(feature::in_order);
     memory_ = &memory;
+    refusal_ = cause_;
     return {};
   }
 
-  [[nodiscard]] constexpr error usable() const noexcept {
-    return is_attached() ? cause_ : error::not_attached;
+  [[gnu::cold, gnu::noinline]] constexpr error broken(error why) noexcept {
+    return refusal_ = cause_ = why;
   }
 
-  constexpr error broken(error why) noexcept { return cause_ = why; }
+  /// Makes all that was staged visible: up to `now`.
+  [[gnu::always_inline]] constexpr void put_index(std::uint32_t now) noexcept {
+    published_ = now;
+    rings_.available.template store<std::uint16_t>(
+        split::available_index, to_order<E>(static_cast<std::uint16_t>(now)), order::release);
+  }
+
+  /// Whether the other side's event word lies between what it was last asked about and `now`.
+  [[gnu::always_inline]] constexpr bool is_event_wanted(std::uint32_t old,
+                                                        std::uint32_t now) noexcept {
+    notified_ = now;
+    memory_->fence();
+    const auto event =
+        to_order<E>(rings_.used.template load<std::uint16_t>(event_offset_, order::relaxed));
+    return need_event_since(event, now, old);
+  }
+
+  /// Under IN_ORDER: what the used element read last stands for.
+  struct in_order_run {
+    std::uint32_t end = 0;    ///< behind its last chain
+    std::uint32_t length = 0; ///< of that chain
+    std::uint16_t oldest = 0; ///< the head that comes back next
+  };
 
   /// What stays the same over a batch.
   struct view {
@@ -392,16 +425,15 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
   };
 
   /// Puts a chain of one buffer into the free descriptor `head`; the next free one.
-  [[gnu::always_inline]] static constexpr std::uint32_t
-  put_single(view& ring, std::uint32_t at, std::uint32_t head,
+  [[gnu::always_inline]] static constexpr std::uint16_t
+  put_single(view& ring, std::uint32_t at, std::uint16_t head,
              const single_buffer& chain) noexcept {
     driver_slot& slot = ring.slots[head];
-    const std::uint32_t next = slot.next;
+    const std::uint16_t next = slot.next;
     slot.token = chain.token;
     slot.writable = chain.is_writable ? chain.data.length : 0;
-    slot.last = static_cast<std::uint16_t>(head);
     slot.descriptors = 1;
-    slot.position = static_cast<std::uint16_t>(at);
+    slot.position = at;
     put_descriptor(ring.rings.table, head, chain.data, chain.is_writable ? split::flag_write : 0u,
                    0);
     put_available(ring, at, head);
@@ -409,10 +441,9 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
   }
 
   [[gnu::always_inline]] static constexpr void put_available(view& ring, std::uint32_t at,
-                                                             std::uint32_t head) noexcept {
-    ring.rings.available.template store<std::uint16_t>(
-        split::available_entry(at & ring.mask), to_order<E>(static_cast<std::uint16_t>(head)),
-        order::plain);
+                                                             std::uint16_t head) noexcept {
+    ring.rings.available.template store<std::uint16_t>(split::available_entry(at & ring.mask),
+                                                       to_order<E>(head), order::plain);
   }
 
   [[gnu::always_inline]] static constexpr void put_descriptor(window_of<M>& table, std::size_t i,
@@ -429,21 +460,22 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
   [[gnu::noinline]] constexpr result<void> add_chain(std::span<const buffer> readable,
                                                      std::span<const buffer> writable,
                                                      std::uint64_t token) noexcept {
-    if (const error e = usable(); e != error::none) return e;
+    if (refusal_ != error::none) [[unlikely]]
+      return refusal_;
     const std::uint64_t count = readable.size() + writable.size();
     if (count == 0) return error::empty_chain;
     if (count > size()) return error::chain_too_long;
     const bool is_indirect = count <= indirect_.entries;
-    if (free_ < (is_indirect ? 1 : count)) return error::queue_full;
+    if (free_descriptors() < (is_indirect ? 1 : count)) return error::queue_full;
     const std::uint64_t writable_bytes = total_bytes(writable);
     if (total_bytes(readable) + writable_bytes > 0xffff'ffff) return error::chain_bytes_overflow;
     if (!memory_->good()) return error::memory_lost;
 
-    const std::uint16_t head = first_free_;
+    const auto head = first_free_;
     driver_slot& slot = slots_[head];
     slot.token = token;
     slot.writable = static_cast<std::uint32_t>(writable_bytes);
-    slot.position = static_cast<std::uint16_t>(next_available_);
+    slot.position = next_available_;
     if (is_indirect) {
       const std::size_t first = std::size_t{head} * indirect_.entries;
       std::uint16_t i = 0;
@@ -466,10 +498,10 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
         put_descriptor(rings_.table, at, b, flags, (flags & split::flag_next) != 0 ? next : 0);
         at = next;
       });
-      slot.descriptors = static_cast<std::uint16_t>(count);
+      slot.descriptors = static_cast<std::uint32_t>(count);
       first_free_ = at;
     }
-    free_ -= slot.descriptors;
+    limit_ -= slot.descriptors - 1;
     view ring{rings_, slots_.data(), mask_};
     put_available(ring, next_available_, head);
     ++next_available_;
@@ -486,24 +518,17 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
       put(b, (--left != 0 ? split::flag_next : 0u) | split::flag_write);
   }
 
-  /// How far chains were taken back.
-  struct progress {
-    std::uint32_t at = 0;        ///< the next used element
-    std::uint32_t end = 0;       ///< how far the device has come
-    std::uint32_t published = 0; ///< how far the driver has
-    std::uint32_t free = 0;
-    std::uint32_t first_free = 0;
-  };
-
   /// How many chains the device returned that were not taken back yet.
   [[gnu::always_inline]] constexpr result<std::uint32_t> look() noexcept {
-    if (const error e = usable(); e != error::none) return e;
+    if (refusal_ != error::none) [[unlikely]]
+      return refusal_;
     const auto index =
         to_order<E>(rings_.used.template load<std::uint16_t>(split::used_index, order::acquire));
     if (!memory_->good()) return error::memory_lost;
     const std::uint32_t returned = static_cast<std::uint16_t>(index - next_used_);
     // What is staged but not published can't have been returned either.
-    if (returned > published_ - next_used_) return broken(error::used_index_jump);
+    if (returned > published_ - next_used_) [[unlikely]]
+      return broken(error::used_index_jump);
     return returned;
   }
 
@@ -525,66 +550,117 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
     return error::none;
   }
 
+  /// Takes `count` chains, which come back in any order.
+  template <class Handler>
+  [[gnu::always_inline]] constexpr error take(std::uint32_t count, Handler& handle) noexcept {
+    // In locals: members would be reloaded after every store to the ring.
+    const view ring{rings_, slots_.data(), mask_};
+    const std::uint32_t published = published_, staged = next_available_ - published;
+    std::uint32_t at = next_used_;
+    std::uint16_t first_free = first_free_;
+    error failure = error::none;
+    const std::uint32_t end = at + count;
+    do failure = take_any(ring, at, published, staged, first_free, handle);
+    while (failure == error::none && ++at != end);
+    next_used_ = at;
+    first_free_ = first_free;
+    return failure;
+  }
+
+  /// Apart, so that it takes no registers from the usual case.
+  [[gnu::noinline]] constexpr error pop_oldest(std::uint32_t returned,
+                                               used_buffer& popped) noexcept {
+    const auto keep = [&](const used_buffer& b) { popped = b; };
+    return take_in_order(1, returned, keep);
+  }
+
+  /// Takes the `count` oldest chains of the `returned` ones.
+  template <class Handler>
+  [[gnu::always_inline]] constexpr error take_in_order(std::uint32_t count, std::uint32_t returned,
+                                                       Handler& handle) noexcept {
+    const view ring{rings_, slots_.data(), mask_};
+    std::uint32_t at = next_used_;
+    in_order_run run = run_;
+    error failure = error::none;
+    const std::uint32_t end = at + count, last = at + returned;
+    do failure = take_oldest(ring, at, last, run, handle);
+    while (failure == error::none && ++at != end);
+    next_used_ = at;
+    run_ = run;
+    return failure;
+  }
+
   /// Takes the chain that the next used element names; chains come back in any order.
   template <class Handler>
-  [[gnu::always_inline]] constexpr error take_any(const view& ring, progress& to,
-                                                  Handler& handle) noexcept {
+  [[gnu::always_inline]] constexpr error
+  take_any(const view& ring, std::uint32_t at, std::uint32_t published, std::uint32_t staged,
+           std::uint16_t& first_free, Handler& handle) noexcept {
     used_element used;
-    if (const error e = read_used(ring, to.at, used); e != error::none) return e;
+    if (const error e = read_used(ring, at, used); e != error::none) return e;
     driver_slot& slot = ring.slots[used.id];
-    // Of what is in flight, positions before `published` can be returned, later ones are staged.
-    const auto staged = static_cast<std::int16_t>(slot.position - to.published);
-    if (slot.descriptors == 0 || staged >= 0) return broken(error::used_id_not_in_flight);
-    // The chain's own links are still in the slots, so it goes back to the free list in one piece.
-    ring.slots[slot.last].next = static_cast<std::uint16_t>(to.first_free);
-    to.first_free = used.id;
-    give_back(slot, used.length, to, handle);
+    // The device can't know what is staged only. A chain may be out while any number go round.
+    if (staged != 0 && slot.position - published < staged)
+      return broken(error::used_id_not_in_flight);
+    if (slot.descriptors == 1) [[likely]] {
+      slot.next = first_free;
+    } else {
+      if (slot.descriptors == 0) return broken(error::used_id_not_in_flight);
+      // The chain's own links are still in the slots: it goes to the free list in one piece.
+      ring.slots[slot.last].next = first_free;
+      limit_ += slot.descriptors - 1;
+    }
+    first_free = static_cast<std::uint16_t>(used.id);
+    give_back(slot, used.length, handle);
     return error::none;
   }
 
   /// Takes the oldest chain: a used element stands for all up to the one it names.
   template <class Handler>
-  [[gnu::always_inline]] constexpr error take_in_order(const view& ring, progress& to,
-                                                       Handler& handle) noexcept {
-    if (to.at == run_end_) {
+  [[gnu::always_inline]] constexpr error take_oldest(const view& ring, std::uint32_t at,
+                                                     std::uint32_t end, in_order_run& run,
+                                                     Handler& handle) noexcept {
+    if (at == run.end) {
       used_element used;
-      if (const error e = read_used(ring, to.at, used); e != error::none) return e;
+      if (const error e = read_used(ring, at, used); e != error::none) return e;
       const driver_slot& named = ring.slots[used.id];
       if (named.descriptors == 0) return broken(error::used_id_not_in_flight);
-      const std::uint32_t run = static_cast<std::uint16_t>(named.position - to.at) + 1u;
-      if (run > to.end - to.at) return broken(error::used_out_of_order);
-      run_end_ = to.at + run;
-      run_length_ = used.length;
+      const std::uint32_t chains = static_cast<std::uint16_t>(named.position - at) + 1u;
+      if (chains > end - at) return broken(error::used_out_of_order);
+      run.end = at + chains;
+      run.length = used.length;
     }
-    driver_slot& slot = ring.slots[oldest_];
+    driver_slot& slot = ring.slots[run.oldest];
     // Those that are skipped were written in full.
-    const std::uint32_t length = to.at + 1 == run_end_ ? run_length_ : slot.writable;
-    oldest_ = ring.slots[slot.last].next;
-    give_back(slot, length, to, handle);
+    const std::uint32_t length = at + 1 == run.end ? run.length : slot.writable;
+    run.oldest = slot.next;
+    if (slot.descriptors != 1) [[unlikely]] {
+      run.oldest = ring.slots[slot.last].next;
+      limit_ += slot.descriptors - 1;
+    }
+    give_back(slot, length, handle);
     return error::none;
   }
 
   template <class Handler>
   [[gnu::always_inline]] static constexpr void give_back(driver_slot& slot, std::uint32_t length,
-                                                         progress& to, Handler& handle) noexcept {
-    to.free += slot.descriptors;
+                                                         Handler& handle) noexcept {
     slot.descriptors = 0;
-    ++to.at;
     handle(used_buffer{slot.token, length < slot.writable ? length : slot.writable});
   }
 
-  /// Whether a saved state fits together; then how many descriptors are free. Each descriptor is in
+  /// Whether a saved state fits together; then the limit. Each descriptor is in
   /// one chain or in the free list, once.
   [[nodiscard]] constexpr result<std::uint32_t> check_state(const split_driver_state& state,
                                                             std::span<const driver_slot> slots,
                                                             bool is_in_order) const noexcept {
     const std::uint32_t size = state.size;
-    const auto since = [&](std::uint16_t index) {
+    const auto since = [&](std::uint32_t index) {
       return static_cast<std::uint16_t>(index - state.next_used);
     };
     const std::uint32_t in_flight = since(state.next_available);
     if (!split::is_valid_size(size) || slots.size() < size || in_flight > size ||
-        since(state.run_end) > in_flight || !is_known(state.cause))
+        (is_in_order && since(state.run_end) > in_flight) || state.unasked > unasked_max ||
+        !is_cause(state.cause))
       return error::state_invalid;
 
     std::uint32_t seen[max_queue_size / 32]{};
@@ -599,28 +675,33 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
       ++chains;
       used += slots[head].descriptors;
       std::uint32_t last = head;
-      bool is_good = used <= size && since(slots[head].position) < in_flight && is_new(head);
+      bool is_good = used <= size && is_new(head);
       for (std::uint32_t n = slots[head].descriptors; is_good && --n != 0;) {
         last = slots[last].next;
         is_good = is_new(last) && slots[last].descriptors == 0;
       }
-      if (!is_good || last != slots[head].last) return error::state_invalid;
+      if (!is_good || (last != head && last != slots[head].last)) return error::state_invalid;
     }
     std::uint32_t at = state.first_free;
     for (std::uint32_t n = used; n != size; ++n, at = slots[at].next)
       if (!is_new(at)) return error::state_invalid;
     if (chains != in_flight) return error::state_invalid;
-    if (!is_in_order) return size - used;
+    if (!is_in_order) return size - used + chains;
+    const auto next_of = [&](std::uint32_t i) {
+      return slots[slots[i].descriptors == 1 ? i : slots[i].last].next;
+    };
     std::uint32_t head = state.oldest; // the chains lie one behind the other
-    for (std::uint32_t n = 0; n != in_flight; ++n, head = slots[slots[head].last].next)
+    for (std::uint32_t n = 0; n != in_flight; ++n, head = next_of(head))
       if (head >= size || slots[head].descriptors == 0 || since(slots[head].position) != n)
         return error::state_invalid;
-    if (head != state.first_free) return error::state_invalid;
-    return size - used;
+    // ... and the free ones behind them, all round.
+    if (head != state.first_free || at != state.oldest) return error::state_invalid;
+    return size - used + chains;
   }
 
   std::span<driver_slot> slots_;
   M* memory_ = nullptr;
+  std::size_t event_offset_ = 0; ///< of the other side's event word; 0: its flags count
   split_rings<M> rings_;
   window_of<M> indirect_window_;
   indirect_tables indirect_;
@@ -631,13 +712,11 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
   std::uint32_t published_ = 0;      ///< what the device can see
   std::uint32_t notified_ = 0;       ///< `published_` at the last `should_notify`
   std::uint32_t next_used_ = 0;      ///< the next used element to read
-  std::uint32_t run_end_ = 0;        ///< IN_ORDER: what the used element read last stands for
-  std::uint32_t run_length_ = 0;
-  std::uint32_t free_ = 0;
+  std::uint32_t limit_ = 0;          ///< chains that fit, if more were of one descriptor
   std::uint16_t first_free_ = 0;
-  std::uint16_t oldest_ = 0; ///< IN_ORDER: the head that comes back next
+  in_order_run run_;
   error cause_ = error::none;
-  bool has_event_index_ = false;
+  error refusal_ = error::not_attached; ///< why nothing can be added or taken
   bool is_in_order_ = false;
 };
 
