@@ -22,13 +22,15 @@ inline constexpr std::uint32_t buffer_bytes = 64;
 
 /// Keeps `value`, and all that lies in memory, from being optimised away: between two steps it also
 /// keeps the compiler from merging what two programs would do.
-template <class T> void keep(const T& value) { asm volatile("" ::"r"(&value) : "memory"); }
+template <class T> [[gnu::always_inline]] inline void keep(T& value) {
+  asm volatile("" : "+m"(value)::"memory");
+}
 
-/// A guest with two regions and a hole between them, as a VMM maps it: the ring lies in the low
-/// one, half of the buffers in each.
+/// A guest with two regions and a hole between them, as a VMM maps it: the ring and the indirect
+/// tables lie in the low one, half of the buffers in each.
 struct two_regions {
   static constexpr ballast::guest_address low = 0x10'0000, high = 0x1'0000'0000;
-  static constexpr std::uint32_t ring_bytes = 0x2000;
+  static constexpr std::uint32_t ring_bytes = 0x5000; // of them 0x3000 for the tables
   static constexpr std::uint32_t region_bytes = ring_bytes + queue_size * buffer_bytes;
 
   two_regions() noexcept {
@@ -42,8 +44,9 @@ struct two_regions {
   [[nodiscard]] static constexpr ballast::queue_layout layout() noexcept {
     return ballast::split::place(low, queue_size).layout;
   }
-  [[nodiscard]] static constexpr ballast::feature_set features() noexcept {
-    return {ballast::feature::version_1, ballast::feature::event_idx};
+  /// One table of three entries for each descriptor.
+  [[nodiscard]] static constexpr ballast::indirect_tables tables() noexcept {
+    return {low + 0x2000, 3};
   }
 
   alignas(4096) std::byte low_bytes[region_bytes]{};
@@ -53,15 +56,20 @@ struct two_regions {
   ballast::buffer buffers[queue_size];
 };
 
+inline constexpr ballast::feature_set usual_features{ballast::feature::version_1,
+                                                     ballast::feature::event_idx};
+
 // The steps are inlined where they are used, so that the harness adds no calls to what is counted.
 
 /// The driver of the ring. Apart from the device's memory by a cache line, since both may run at
 /// once.
 class alignas(128) driver_side {
  public:
-  explicit driver_side(two_regions& guest) noexcept
+  explicit driver_side(two_regions& guest,
+                       const ballast::feature_set& features = usual_features) noexcept
       : buffers_(guest.buffers), memory_(*ballast::mapped_memory::over(guest.regions)) {
-    if (!queue_.start(memory_, two_regions::layout(), two_regions::features())) ++failures;
+    if (!queue_.start(memory_, two_regions::layout(), features, 0, two_regions::tables()))
+      ++failures;
   }
 
   /// Adds `batch` buffers that the device reads, and publishes them.
@@ -80,7 +88,16 @@ class alignas(128) driver_side {
     next_ = n;
   }
 
-  /// Takes back up to `batch` buffers. How many there were.
+  /// Adds `batch` chains of one buffer that the device reads and two that it writes.
+  [[gnu::always_inline]] void add_chains(std::uint32_t batch) noexcept {
+    for (std::uint32_t i = 0; i < batch; ++i) {
+      const auto three = buffers_.subspan(next_ % (queue_size / 4) * 4, 3);
+      if (!queue_.add(three.first(1), three.subspan(1), next_)) ++failures;
+      ++next_;
+    }
+  }
+
+  /// Takes back up to `batch` chains. How many there were.
   [[gnu::always_inline]] std::uint32_t reclaim(std::uint32_t batch) noexcept {
     if (batch == 1) {
       const auto used = queue_.pop_used();
@@ -119,9 +136,10 @@ enum class access_by { address, pointer };
 /// The device of the ring.
 template <access_by By> class alignas(128) device_side {
  public:
-  explicit device_side(two_regions& guest) noexcept
+  explicit device_side(two_regions& guest,
+                       const ballast::feature_set& features = usual_features) noexcept
       : memory_(*ballast::mapped_memory::over(guest.regions)) {
-    if (!queue_.start(memory_, two_regions::layout(), two_regions::features())) ++failures;
+    if (!queue_.start(memory_, two_regions::layout(), features)) ++failures;
   }
 
   /// Takes up to `batch` buffers, returns and publishes them. How many there were.
@@ -131,19 +149,29 @@ template <access_by By> class alignas(128) device_side {
         ++failures;
         return ballast::keep();
       }
-      const ballast::buffer& b = c.readable().front();
-      if constexpr (By == access_by::pointer) {
-        const auto at = memory_.segment(b.address, b.length, ballast::access::read);
-        if (at.size != b.length) ++failures;
-        sum_ += reinterpret_cast<std::uintptr_t>(at.data);
-      } else {
-        sum_ += b.address + b.length;
-      }
+      take(c.readable().front(), ballast::access::read);
       return ballast::used(c.id().head);
     };
     const auto done = batch == 1 ? queue_.consume_one(handle) : queue_.consume(batch, handle);
     if (!done) ++failures;
-    return (*done).chains;
+    return done->chains;
+  }
+
+  /// The same for chains of any length, all of which are written in full: under IN_ORDER one used
+  /// element may stand for several.
+  [[gnu::always_inline]] std::uint32_t consume_chains(std::uint32_t batch) noexcept {
+    const auto handle = [this](const ballast::chain& c) __attribute__((always_inline)) {
+      std::uint32_t written = 0;
+      for (const ballast::buffer& b : c.readable()) take(b, ballast::access::read);
+      for (const ballast::buffer& b : c.writable()) {
+        take(b, ballast::access::write);
+        written += b.length;
+      }
+      return ballast::used(written);
+    };
+    const auto done = queue_.consume(batch, handle);
+    if (!done) ++failures;
+    return done->chains;
   }
 
   [[gnu::always_inline]] void ask_whether_to_notify() noexcept {
@@ -154,6 +182,16 @@ template <access_by By> class alignas(128) device_side {
   std::uint64_t failures = 0;
 
  private:
+  [[gnu::always_inline]] void take(const ballast::buffer& b, ballast::access kind) noexcept {
+    if constexpr (By == access_by::pointer) {
+      const auto at = memory_.segment(b.address, b.length, kind);
+      if (at.size != b.length) ++failures;
+      sum_ += reinterpret_cast<std::uintptr_t>(at.data);
+    } else {
+      sum_ += b.address + b.length;
+    }
+  }
+
   ballast::mapped_memory memory_;
   ballast::device_queue_storage<queue_size> storage_;
   ballast::split_device<ballast::mapped_memory> queue_{storage_};

@@ -38,6 +38,7 @@ class mapped_memory {
     constexpr window_type() noexcept = default;
     explicit window_type(std::byte* start) noexcept : start_(start) {}
 
+    // Flattened: an order that std::atomic_ref gets at run time would be taken for the strongest.
     template <wire_integer T>
     [[nodiscard]] [[gnu::always_inline, gnu::flatten]] T load(std::size_t offset,
                                                               order o) const noexcept {
@@ -59,7 +60,7 @@ class mapped_memory {
     }
 
    private:
-    static_assert(std::atomic_ref<std::uint64_t>::is_always_lock_free,
+    static_assert(__atomic_always_lock_free(8, nullptr),
                   "ring words need lock-free 64-bit atomics");
 
     std::byte* start_ = nullptr;
@@ -116,15 +117,12 @@ class mapped_memory {
 
   /// Copies across regions that adjoin; if false, nothing was copied. Zero bytes need no memory:
   /// true.
-  [[nodiscard]] bool read(guest_address address, std::span<std::byte> to) noexcept {
-    if (!covers(address, to.size(), access::read)) return false;
-    while (!to.empty()) {
-      const memory_segment from = segment(address, to.size(), access::read);
-      const auto n = static_cast<std::size_t>(from.size);
-      std::memcpy(to.data(), from.data, n);
-      address += n;
-      to = to.subspan(n);
-    }
+  [[nodiscard]] [[gnu::always_inline]] bool read(guest_address address,
+                                                 std::span<std::byte> to) noexcept {
+    const memory_segment from = segment(address, to.size(), access::read);
+    if (from.size != to.size()) [[unlikely]]
+      return read_pieces(address, to);
+    if (!to.empty()) std::memcpy(to.data(), from.data, to.size());
     return true;
   }
 
@@ -169,6 +167,18 @@ class mapped_memory {
       return {};
     const std::uint64_t left = last_.size - (address - last_.address);
     return {last_.data + (address - last_.address), size < left ? size : left};
+  }
+
+  [[gnu::noinline]] bool read_pieces(guest_address address, std::span<std::byte> to) noexcept {
+    if (!covers(address, to.size(), access::read)) return false;
+    while (!to.empty()) {
+      const memory_segment from = segment(address, to.size(), access::read);
+      const auto n = static_cast<std::size_t>(from.size);
+      std::memcpy(to.data(), from.data, n);
+      address += n;
+      to = to.subspan(n);
+    }
+    return true;
   }
 
   [[nodiscard]] bool covers(guest_address address, std::uint64_t size, access kind) noexcept {

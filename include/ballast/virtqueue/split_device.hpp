@@ -132,16 +132,15 @@ template <guest_memory M, std::endian E = std::endian::little> class split_devic
   /// `chain_loops`, `readable_after_writable`, `chain_bytes_overflow`, `indirect_not_negotiated`,
   /// `indirect_with_next`, `indirect_nested`, `indirect_length`, `indirect_outside`.
   [[nodiscard]] constexpr result<chain> pop_available() noexcept {
-    const auto pending = look();
+    const view ring{rings_, mask_};
+    const cursor at{next_available_, next_used_};
+    const auto pending = look(ring, at);
     if (!pending) return pending.error();
     if (*pending == 0) [[unlikely]]
       return error::queue_empty;
-    const view ring{rings_, mask_};
     std::uint16_t head = 0;
     two_words words;
-    if (const error e = read_first(ring, {next_available_, next_used_}, head, words);
-        e != error::none)
-      return e;
+    if (const error e = read_first(ring, at, head, words); e != error::none) return e;
     chain popped;
     if (const error e = read_rest(head, words, popped); e != error::none) return e;
     keep(next_available_++, head);
@@ -156,15 +155,18 @@ template <guest_memory M, std::endian E = std::endian::little> class split_devic
   template <class Handler>
   [[gnu::always_inline]] constexpr result<consumed> consume(std::uint32_t budget,
                                                             Handler&& handle) noexcept {
-    const auto pending = look();
+    // In locals: members would be reloaded after every atomic access and every store to the ring.
+    view ring{rings_, mask_};
+    cursor at{next_available_, next_used_};
+    const auto pending = look(ring, at);
     if (!pending) return pending.error();
     const std::uint32_t count = *pending < budget ? *pending : budget;
     if (count == 0) return consumed{0, *pending != 0};
     error failure = error::none;
     if (is_in_order_)
-      failure = serve<true>(count, handle);
+      failure = serve<true>(ring, at, count, handle);
     else
-      failure = serve<false>(count, handle);
+      failure = serve<false>(ring, at, count, handle);
     if (failure != error::none) return failure;
     return consumed{count, *pending > count};
   }
@@ -172,15 +174,18 @@ template <guest_memory M, std::endian E = std::endian::little> class split_devic
   /// `consume` with a budget of 1, without what a loop costs: for one chain at a time.
   template <class Handler>
   [[gnu::always_inline]] constexpr result<consumed> consume_one(Handler&& handle) noexcept {
-    const auto pending = look();
+    // In locals: members would be reloaded after every atomic access and every store to the ring.
+    view ring{rings_, mask_};
+    cursor at{next_available_, next_used_};
+    const auto pending = look(ring, at);
     if (!pending) return pending.error();
     if (*pending == 0) [[unlikely]]
       return consumed{};
     error failure = error::none;
     if (is_in_order_) [[unlikely]]
-      failure = serve<true>(1, handle);
+      failure = serve<true>(ring, at, 1, handle);
     else
-      failure = serve<false>(1, handle);
+      failure = serve<false>(ring, at, 1, handle);
     if (failure != error::none) return failure;
     return consumed{1, *pending > 1};
   }
@@ -424,13 +429,14 @@ template <guest_memory M, std::endian E = std::endian::little> class split_devic
   }
 
   /// How many chains the driver made available that were not popped yet.
-  [[gnu::always_inline]] constexpr result<std::uint32_t> look() noexcept {
+  [[gnu::always_inline]] constexpr result<std::uint32_t> look(const view& ring,
+                                                              const cursor& at) noexcept {
     if (refusal_ != error::none) [[unlikely]]
       return refusal_;
     const auto index = to_order<E>(
-        rings_.available.template load<std::uint16_t>(split::available_index, order::acquire));
+        ring.rings.available.template load<std::uint16_t>(split::available_index, order::acquire));
     if (!memory_->good()) return error::memory_lost;
-    const std::uint32_t pending = static_cast<std::uint16_t>(index - next_available_);
+    const std::uint32_t pending = static_cast<std::uint16_t>(index - at.next_available);
     if (pending > size_) [[unlikely]]
       return broken(error::available_index_jump);
     return pending;
@@ -455,10 +461,8 @@ template <guest_memory M, std::endian E = std::endian::little> class split_devic
 
   /// Pops `count` chains, has each handled, and stages or keeps it.
   template <bool IsInOrder, class Handler>
-  [[gnu::always_inline]] constexpr error serve(std::uint32_t count, Handler& handle) noexcept {
-    // In locals: members would be reloaded after every store to the ring.
-    view ring{rings_, mask_};
-    cursor at{next_available_, next_used_};
+  [[gnu::always_inline]] constexpr error serve(view& ring, cursor& at, std::uint32_t count,
+                                               Handler& handle) noexcept {
     in_order_run run;
     if constexpr (IsInOrder) run = run_;
     error failure = error::none;

@@ -241,7 +241,10 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
   /// Errors: `queue_empty`, `not_attached`, `memory_lost`; these break the queue:
   /// `used_index_jump`, `used_id_out_of_range`, `used_id_not_in_flight`, `used_out_of_order`.
   [[nodiscard]] [[gnu::always_inline]] constexpr result<used_buffer> pop_used() noexcept {
-    const auto returned = look();
+    // In locals: members would be reloaded after every atomic access and every store to the ring.
+    const view ring{rings_, slots_.data(), mask_};
+    const std::uint32_t at = next_used_;
+    const auto returned = look(ring, at);
     if (!returned) return returned.error();
     if (*returned == 0) [[unlikely]]
       return error::queue_empty;
@@ -252,7 +255,7 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
     }
     used_buffer popped;
     const auto keep = [&](const used_buffer& b) { popped = b; };
-    if (const error e = take(1, keep); e != error::none) return e;
+    if (const error e = take(ring, at, 1, keep); e != error::none) return e;
     return popped;
   }
 
@@ -262,7 +265,10 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
   template <class Handler>
   [[gnu::always_inline]] constexpr result<std::uint32_t> reclaim(std::uint32_t budget,
                                                                  Handler&& handle) noexcept {
-    const auto returned = look();
+    // In locals: members would be reloaded after every atomic access and every store to the ring.
+    const view ring{rings_, slots_.data(), mask_};
+    const std::uint32_t at = next_used_;
+    const auto returned = look(ring, at);
     if (!returned) return returned.error();
     const std::uint32_t count = *returned < budget ? *returned : budget;
     if (count == 0) return 0u;
@@ -270,7 +276,7 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
     if (is_in_order_)
       failure = take_in_order(count, *returned, handle);
     else
-      failure = take(count, handle);
+      failure = take(ring, at, count, handle);
     if (failure != error::none) return failure;
     return count;
   }
@@ -519,15 +525,16 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
   }
 
   /// How many chains the device returned that were not taken back yet.
-  [[gnu::always_inline]] constexpr result<std::uint32_t> look() noexcept {
+  [[gnu::always_inline]] constexpr result<std::uint32_t> look(const view& ring,
+                                                              std::uint32_t at) noexcept {
     if (refusal_ != error::none) [[unlikely]]
       return refusal_;
-    const auto index =
-        to_order<E>(rings_.used.template load<std::uint16_t>(split::used_index, order::acquire));
+    const auto index = to_order<E>(
+        ring.rings.used.template load<std::uint16_t>(split::used_index, order::acquire));
     if (!memory_->good()) return error::memory_lost;
-    const std::uint32_t returned = static_cast<std::uint16_t>(index - next_used_);
+    const std::uint32_t returned = static_cast<std::uint16_t>(index - at);
     // What is staged but not published can't have been returned either.
-    if (returned > published_ - next_used_) [[unlikely]]
+    if (returned > published_ - at) [[unlikely]]
       return broken(error::used_index_jump);
     return returned;
   }
@@ -552,11 +559,9 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
 
   /// Takes `count` chains, which come back in any order.
   template <class Handler>
-  [[gnu::always_inline]] constexpr error take(std::uint32_t count, Handler& handle) noexcept {
-    // In locals: members would be reloaded after every store to the ring.
-    const view ring{rings_, slots_.data(), mask_};
+  [[gnu::always_inline]] constexpr error take(const view& ring, std::uint32_t at,
+                                              std::uint32_t count, Handler& handle) noexcept {
     const std::uint32_t published = published_, staged = next_available_ - published;
-    std::uint32_t at = next_used_;
     std::uint16_t first_free = first_free_;
     error failure = error::none;
     const std::uint32_t end = at + count;
