@@ -370,7 +370,6 @@ template <side S> constexpr bool fails_well(auto check, const setting& how, fail
   machine_of<S, wrapped> m(memory, ram, how);
   outcome is = m.run();
   const outcome should_be = honest_run(how);
-  if (plan.is_lost && is != should_be && !is.has_failed()) is = m.poll(); // at the latest then
   const bool has_come = lose_at != 0 ? plan.accesses >= lose_at : plan.fallible >= fail_at;
   check(!m.is_endless());
   check(m.torn() == 0);

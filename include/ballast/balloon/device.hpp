@@ -116,16 +116,18 @@ class device {
   }
 
   /// Asks the driver for statistics, by returning the buffer it left with the device.
-  /// Errors: `not_negotiated`, `no_statistics_buffer` (none yet, or a request is pending).
+  /// Errors: `not_negotiated`, `no_statistics_buffer` (none yet, or a request is pending),
+  /// `memory_lost` (then the device needs a reset).
   constexpr actions request_statistics() noexcept {
     if (!negotiated_.test(feature::stats_vq)) return refused(error::not_negotiated);
     if (!has_statistics_buffer_) return refused(error::no_statistics_buffer);
     if (const auto returned = statistics_.push_used(statistics_buffer_, 0); !returned)
-      return refused(returned.error());
+      return returned.error() == error::memory_lost ? failed(error::memory_lost)
+                                                    : refused(returned.error());
     has_statistics_buffer_ = false;
     is_statistics_pending_ = true;
     statistics_.publish();
-    return notify_if_due(queue_kind::statistics);
+    return checked(notify_if_due(queue_kind::statistics));
   }
   [[nodiscard]] constexpr bool is_statistics_pending() const noexcept {
     return is_statistics_pending_;
@@ -292,6 +294,11 @@ class device {
     return {.needs_reset = true, .failure = why};
   }
 
+  /// What was published while memory was lost went nowhere: the driver waits for it.
+  [[nodiscard]] constexpr actions checked(actions due) noexcept {
+    return memory_->good() ? due : due |= failed(error::memory_lost);
+  }
+
   /// The chains of a queue that is taken away are not the device's any more.
   constexpr void forget_held(queue_kind kind) noexcept {
     if (kind == queue_kind::statistics) has_statistics_buffer_ = is_statistics_pending_ = false;
@@ -319,7 +326,7 @@ class device {
       if (payload != error::none) from.fail(payload);
       if (!done || from.cause() != error::none)
         return due |= failed(from.cause() != error::none ? from.cause() : done.error());
-      if (!from.enable_notifications()) return due;
+      if (!from.enable_notifications()) return checked(due);
       // A driver that moves its index to and fro costs a budget too.
       budget -= done->chains == 0 ? 1 : done->chains;
     }
@@ -407,7 +414,7 @@ class device {
       due |= notify_if_due(queue_kind::statistics);
       if (statistics_.cause() != error::none) return due |= failed(statistics_.cause());
       if (!popped && popped.error() != error::queue_empty) return due |= failed(popped.error());
-      if (!statistics_.enable_notifications()) return due;
+      if (!statistics_.enable_notifications()) return checked(due);
     }
     due.more_work |= bit_of(queue_kind::statistics);
     return due;

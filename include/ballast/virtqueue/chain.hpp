@@ -29,7 +29,8 @@ struct chain_id {
 
 /// A chain of buffers as the device got it: the device-readable ones, then the device-writable
 /// ones. Its structure was checked and each descriptor read exactly once; the driver can't change
-/// it any more. Its buffers are valid until the next chain is popped from the same queue.
+/// it any more. Its buffers are valid until the next chain is popped from the same queue; those of
+/// a chain that a handler was given, until the handler returns.
 class chain {
  public:
   constexpr chain() noexcept = default;

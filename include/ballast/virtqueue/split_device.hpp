@@ -96,7 +96,8 @@ template <guest_memory M, std::endian E = std::endian::little> class split_devic
     ++epoch_;
   }
 
-  /// Takes up the queue again where `detach` left it; it may lie elsewhere, of the same size.
+  /// Takes up the queue again where `detach` left it; it may lie elsewhere, of the same size and
+  /// with the features of `start`.
   /// Errors: `already_attached`, `invalid_queue_size`, the memory's.
   constexpr result<void> attach(M& memory, const queue_layout& layout,
                                 const feature_set& features) noexcept {
