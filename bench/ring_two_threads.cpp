@@ -92,10 +92,13 @@ void two_threads(benchmark::State& state) {
   static device_side<access_by::address> device(guest);
   const auto batch = static_cast<std::uint32_t>(state.range(0));
   {
-    const loop_on_cpu other(cpus.second(), [batch] { device.consume(batch); });
+    const loop_on_cpu other(cpus.second(), [batch] {
+      if (device.consume(batch) != 0) device.publish();
+    });
     for ([[maybe_unused]] auto _ : state) {
       while (driver.room() < batch) driver.reclaim(queue_size);
       driver.add(batch);
+      driver.publish();
     }
     while (driver.room() < queue_size) driver.reclaim(queue_size);
   }

@@ -72,7 +72,7 @@ class alignas(128) driver_side {
       ++failures;
   }
 
-  /// Adds `batch` buffers that the device reads, and publishes them.
+  /// Stages `batch` buffers that the device reads.
   [[gnu::always_inline]] void add(std::uint32_t batch) noexcept {
     std::uint32_t n = next_;
     if (batch == 1) {
@@ -112,6 +112,7 @@ class alignas(128) driver_side {
     return *done;
   }
 
+  void publish() noexcept { queue_.publish(); }
   [[gnu::always_inline]] void ask_whether_to_notify() noexcept {
     notifications += queue_.publish_and_ask();
   }
@@ -142,7 +143,7 @@ template <access_by By> class alignas(128) device_side {
     if (!queue_.start(memory_, two_regions::layout(), features)) ++failures;
   }
 
-  /// Takes up to `batch` buffers, returns and publishes them. How many there were.
+  /// Takes up to `batch` buffers and stages their return. How many there were.
   [[gnu::always_inline]] std::uint32_t consume(std::uint32_t batch) noexcept {
     const auto handle = [this](const ballast::chain& c) __attribute__((always_inline)) {
       if (c.readable().size() != 1) {
@@ -174,6 +175,7 @@ template <access_by By> class alignas(128) device_side {
     return done->chains;
   }
 
+  void publish() noexcept { queue_.publish(); }
   [[gnu::always_inline]] void ask_whether_to_notify() noexcept {
     notifications += queue_.publish_and_ask();
   }
