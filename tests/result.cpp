@@ -68,6 +68,8 @@ constexpr entry table[] = {
     {error::indirect_nested, 78},
     {error::indirect_length, 79},
     {error::indirect_outside, 80},
+    {error::descriptors_overrun, 81},
+    {error::indirect_in_chain, 82},
     {error::feature_text_length, 96},
     {error::feature_text_character, 97},
     {error::feature_beyond_set, 98},
@@ -85,6 +87,13 @@ constexpr entry table[] = {
     {error::reset_incomplete, 112},
     {error::status_bit_of_device, 113},
     {error::page_out_of_range, 128},
+    {error::mapping_unreadable, 160},
+    {error::not_mapped, 161},
+    {error::mapping_mixed, 162},
+    {error::mapping_locked, 163},
+    {error::mapping_unsupported, 164},
+    {error::file_not_allowed, 165},
+    {error::system_call_failed, 166},
 };
 
 constexpr auto numbers = [](auto check) {

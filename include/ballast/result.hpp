@@ -42,23 +42,25 @@ enum class error : std::uint16_t {
   region_misplaced = 52,   ///< host and guest base of a region differ modulo 16, or it wraps
   regions_overlap = 53,    ///< two regions cover the same guest address, or are not in order
 
-  // The other side broke the split ring: the queue is broken until reset.
+  // The other side broke the ring: the queue is broken until reset.
   available_index_jump = 64,    ///< avail.idx moved by more than the queue size
   used_index_jump = 65,         ///< used.idx moved by more than is in flight
-  head_out_of_range = 66,       ///< an available ring entry is not below the queue size
-  head_in_flight = 67,          ///< a head was made available twice without being returned
+  head_out_of_range = 66,       ///< an available head or buffer id is not below the queue size
+  head_in_flight = 67,          ///< a head or id was made available twice without being returned
   next_out_of_range = 68,       ///< a descriptor's next is not below the queue size
   chain_loops = 69,             ///< a chain has more descriptors than the queue
   readable_after_writable = 70, ///< a device-readable buffer follows a device-writable one
   indirect_not_negotiated = 71, ///< INDIRECT without the feature
   chain_bytes_overflow = 73,    ///< a chain describes more than 2^32 bytes (driver: 2^32 - 1)
-  used_id_out_of_range = 74,    ///< a used element's id is not below the queue size
-  used_id_not_in_flight = 75,   ///< a used element's id is not a head that is in flight
+  used_id_out_of_range = 74,    ///< a used id is not below the queue size
+  used_id_not_in_flight = 75,   ///< a used id is not that of a chain in flight
   used_out_of_order = 76,       ///< IN_ORDER: a chain is used before an older one
   indirect_with_next = 77,      ///< a descriptor has both INDIRECT and NEXT
   indirect_nested = 78,         ///< INDIRECT inside of an indirect table
   indirect_length = 79,         ///< an indirect table of no bytes, or not of whole descriptors
   indirect_outside = 80,        ///< an indirect table that is not all guest memory
+  descriptors_overrun = 81,     ///< packed: more descriptors are available than the queue has
+  indirect_in_chain = 82,       ///< packed: INDIRECT behind another descriptor of a chain
 
   // Features, status and configuration.
   feature_text_length = 96,    ///< a features text that is empty or has too many bits
@@ -77,9 +79,19 @@ enum class error : std::uint16_t {
   wrong_device_id = 111,       ///< another type of device than the driver's
   reset_incomplete = 112,      ///< the status did not read 0 in the attempts allowed
   status_bit_of_device = 113,  ///< the driver set a status bit that only the device sets
+  queue_too_small = 114,       ///< the device's queue has fewer entries than the driver needs
 
   // Balloon.
   page_out_of_range = 128, ///< an address of 16 TiB or more has no PFN
+
+  // Memory of the host, given back.
+  mapping_unreadable = 160,  ///< the kernel's table of mappings cannot be read
+  not_mapped = 161,          ///< not all of the range is mapped in this process
+  mapping_mixed = 162,       ///< mappings of different kinds in one range
+  mapping_locked = 163,      ///< locked by mlock: the memory is to stay
+  mapping_unsupported = 164, ///< a kind of mapping whose memory cannot be given back
+  file_not_allowed = 165,    ///< it would change a file that the caller did not give for it
+  system_call_failed = 166,  ///< errno says why, and is kept
 };
 
 /// A short text for `e`, without a full stop; null for a number that is none of the enumerators.
@@ -113,20 +125,22 @@ enum class error : std::uint16_t {
   case error::regions_overlap: return "regions overlap or are not in ascending order";
   case error::available_index_jump: return "available index moved by more than the queue size";
   case error::used_index_jump: return "used index moved by more than is in flight";
-  case error::head_out_of_range: return "available ring entry is not below the queue size";
-  case error::head_in_flight: return "descriptor head is already in flight";
+  case error::head_out_of_range: return "available head or buffer id is not below the queue size";
+  case error::head_in_flight: return "descriptor head or buffer id is already in flight";
   case error::next_out_of_range: return "descriptor next is not below the queue size";
   case error::chain_loops: return "descriptor chain is longer than the queue";
   case error::readable_after_writable: return "device-readable buffer after a device-writable one";
   case error::indirect_not_negotiated: return "indirect descriptor without the feature";
   case error::chain_bytes_overflow: return "descriptor chain describes more bytes than a chain may";
-  case error::used_id_out_of_range: return "used element id is not below the queue size";
-  case error::used_id_not_in_flight: return "used element id is not in flight";
+  case error::used_id_out_of_range: return "used id is not below the queue size";
+  case error::used_id_not_in_flight: return "used id is not in flight";
   case error::used_out_of_order: return "chain used before an older one";
   case error::indirect_with_next: return "descriptor is both indirect and chained";
   case error::indirect_nested: return "indirect descriptor in an indirect table";
   case error::indirect_length: return "indirect table is not a number of descriptors";
   case error::indirect_outside: return "indirect table is not all guest memory";
+  case error::descriptors_overrun: return "more descriptors available than the queue has";
+  case error::indirect_in_chain: return "indirect descriptor behind another one of a chain";
   case error::feature_text_length: return "features text is empty";
   case error::feature_text_character: return "features text has a character other than 0 and 1";
   case error::feature_beyond_set: return "features text sets a bit beyond 255";
@@ -143,7 +157,15 @@ enum class error : std::uint16_t {
   case error::wrong_device_id: return "another type of device";
   case error::reset_incomplete: return "device did not finish its reset";
   case error::status_bit_of_device: return "status bit that only the device sets";
+  case error::queue_too_small: return "queue has fewer entries than the driver needs";
   case error::page_out_of_range: return "address has no page frame number";
+  case error::mapping_unreadable: return "table of mappings cannot be read";
+  case error::not_mapped: return "address range is not all mapped";
+  case error::mapping_mixed: return "mappings of different kinds in one range";
+  case error::mapping_locked: return "memory is locked";
+  case error::mapping_unsupported: return "memory of this mapping cannot be given back";
+  case error::file_not_allowed: return "file was not given to be changed";
+  case error::system_call_failed: return "system call failed";
   }
   return nullptr;
 }

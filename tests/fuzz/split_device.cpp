@@ -76,8 +76,8 @@ template <std::endian E> class scenario {
     std::uint32_t readable = 0;
   };
   struct saved_queue {
-    split_device_state state;
-    std::vector<std::uint16_t> heads;
+    device_queue_state state;
+    std::vector<held_head> heads;
   };
   static constexpr std::uint64_t not_full = UINT64_MAX;
 
@@ -285,7 +285,7 @@ template <std::endian E> class scenario {
   }
 
   void save() {
-    std::vector<std::uint16_t> heads(in_.flag() ? held_.size() : in_.below(size_ + 1));
+    std::vector<held_head> heads(in_.flag() ? held_.size() : in_.below(size_ + 1));
     const auto state = queue_.save(heads);
     const bool is_state_right = size_ != 0 && published_ == next_used_;
     require(state.has_value() == (is_state_right && heads.size() >= held_.size()),
@@ -301,10 +301,10 @@ template <std::endian E> class scenario {
     saved_ = {*state, heads};
   }
 
-  void check_saved(const std::vector<std::uint16_t>& heads) const {
+  void check_saved(const std::vector<held_head>& heads) const {
     std::uint64_t last = 0;
     std::map<std::uint16_t, int> seen;
-    for (const std::uint16_t head : heads) {
+    for (const auto [head, descriptors] : heads) {
       const auto found = held_.find(head);
       require(found != held_.end() && ++seen[head] == 1, "the heads in flight are saved once");
       if (!is_in_order_) continue;
@@ -320,7 +320,7 @@ template <std::endian E> class scenario {
     if ((how & 1) != 0) at.size = saved_.state.size;
     if ((how & 2) != 0) at = layout_from(in_, ram_);
     if ((how & 4) != 0 && !from.heads.empty())
-      from.heads[in_.below(static_cast<std::uint32_t>(from.heads.size()))] = in_.byte();
+      from.heads[in_.below(static_cast<std::uint32_t>(from.heads.size()))].head = in_.byte();
     if ((how & 8) != 0) from.state.next_available = in_.number<std::uint16_t>();
     if ((how & 16) != 0) from.state.next_used = in_.number<std::uint16_t>();
     if ((how & 32) != 0) from.state.unasked = in_.number<std::uint32_t>() % 65540;
@@ -333,7 +333,7 @@ template <std::endian E> class scenario {
     const auto kept = static_cast<std::uint16_t>(from.state.next_available - from.state.next_used);
     is_valid = is_valid && kept <= at.size && kept == from.heads.size();
     std::map<std::uint16_t, int> seen;
-    for (const std::uint16_t head : from.heads)
+    for (const auto [head, descriptors] : from.heads)
       is_valid = is_valid && head < at.size && ++seen[head] == 1;
     const auto restored = queue_.restore(memory, at, features_, from.state, from.heads);
     require(restored.has_value() == is_valid, "only a state that fits together is restored");
@@ -348,7 +348,7 @@ template <std::endian E> class scenario {
     notified_ = next_used_ - from.state.unasked;
     cause_ = from.state.cause;
     used_ring_.assign(size_, {});
-    for (const std::uint16_t head : from.heads) {
+    for (const auto [head, descriptors] : from.heads) {
       const auto id = queue_.held_chain(head);
       require(id.has_value() && id->head == head, "what a restored queue holds has an id");
       held_[head] = {*id, ++serial_, not_full};

@@ -59,7 +59,7 @@ template <std::endian E> class scenario {
     std::vector<std::uint32_t> descriptors; ///< of the ring
   };
   struct saved_queue {
-    split_driver_state state;
+    driver_queue_state state;
     std::vector<driver_slot> slots;
   };
   using chains = std::map<std::uint32_t, added_chain>; // by head
@@ -349,7 +349,7 @@ template <std::endian E> class scenario {
     require(can_map(at, tables_), "a queue is restored only in memory");
     adopt(at, tables_, memory);
     size_ = at.size;
-    const split_driver_state& s = from.state;
+    const driver_queue_state& s = from.state;
     next_used_ = s.next_used;
     const auto after = [&](std::uint16_t index) {
       return next_used_ + static_cast<std::uint16_t>(index - s.next_used);

@@ -112,7 +112,7 @@ class queue_life {
   }
 
   constexpr void move_device() noexcept {
-    std::array<std::uint16_t, N> held{};
+    std::array<ballast::held_head, N> held{};
     const auto state = device().save(held);
     if (!is_device_at_rest()) {
       if (state.error() != ballast::error::wrong_state) ++wrong_;
@@ -125,7 +125,7 @@ class queue_life {
     storages_[device_at_] = {};
     expect(device()
                .restore(*b_, plan_.layout, plan_.features, *state,
-                        std::span<const std::uint16_t>(held).first(count))
+                        std::span<const ballast::held_head>(held).first(count))
                .error());
     ++moves_;
   }

@@ -23,6 +23,7 @@ using ballast::driver_slot;
 using ballast::error;
 using ballast::feature_set;
 using ballast::guest_address;
+using ballast::held_head;
 using ballast_test::ring_places;
 
 namespace {
@@ -166,16 +167,16 @@ constexpr auto device_saves = [](auto check) {
   b.offer({5, 1, 7, 2});
   check(b.pops(5) && b.pops(1) && b.pops(7));
   check(b.push(1, 3) == error::none);
-  std::array<std::uint16_t, 8> held{9, 9, 9, 9, 9, 9, 9, 9};
+  std::array<held_head, 8> held{};
   check(b.queue.save(held).error() == error::wrong_state); // staged
   b.queue.publish();
   check(b.queue.save(std::span(held).first(1)).error() == error::buffer_too_small);
-  check(held[0] == 9);
+  check(held[0] == held_head{});
   const auto state = b.queue.save(held);
   check(state.has_value() && state->version == 1 && state->size == 8);
   check(state->next_available == 1 && state->next_used == 0xffff && state->unasked == 1);
   check(state->cause == error::none);
-  check(held[0] == 5 && held[1] == 7 && held[2] == 9);
+  check(held[0].head == 5 && held[1].head == 7 && held[2] == held_head{});
   b.queue.detach(); // detached it can be saved as well
   check(b.queue.save(held).has_value());
   b.queue.reset();
@@ -184,7 +185,7 @@ constexpr auto device_saves = [](auto check) {
   ballast::device_queue_storage<8> storage;
   ballast::split_device<ram_type> fresh(storage);
   check(fresh.save(held).error() == error::wrong_state);
-  const auto both = std::span<const std::uint16_t>(held).first(2);
+  const auto both = std::span<const held_head>(held).first(2);
   check(fresh.restore(b.ram, layout, no_features, *state, both).has_value());
   check(fresh.in_flight() == 2 && fresh.size() == 8 && fresh.is_attached());
   check(fresh.held_chain(1).error() == error::chain_not_in_flight);
@@ -207,10 +208,9 @@ constexpr auto device_saves = [](auto check) {
   check(c.pops(3));
   c.queue.fail(error::not_guest_memory);
   const auto broken = c.queue.save(held);
-  check(broken && broken->cause == error::not_guest_memory && held[0] == 3);
+  check(broken && broken->cause == error::not_guest_memory && held[0].head == 3);
   check(c.queue
-            .restore(c.ram, layout, no_features, *broken,
-                     std::span<const std::uint16_t>(held).first(1))
+            .restore(c.ram, layout, no_features, *broken, std::span<const held_head>(held).first(1))
             .has_value());
   check(c.queue.cause() == error::not_guest_memory);
   check(c.queue.pop_available().error() == error::not_guest_memory);
@@ -224,7 +224,7 @@ constexpr auto device_corrupted = [](auto check) {
   b.offer({5, 1, 7, 2});
   check(b.pops(5) && b.pops(1) && b.pops(7) && b.push(1, 3) == error::none);
   b.queue.publish();
-  std::array<std::uint16_t, 8> held{};
+  std::array<held_head, 8> held{};
   const auto state = b.queue.save(held);
   check(state.has_value());
   const chain_id kept = *b.queue.held_chain(7);
@@ -235,10 +235,10 @@ constexpr auto device_corrupted = [](auto check) {
     auto wrong = *state;
     auto heads = held;
     corrupt(wrong, heads);
-    const error why = b.queue
-                          .restore(b.ram, at, no_features, wrong,
-                                   std::span<const std::uint16_t>(heads).first(count))
-                          .error();
+    const error why =
+        b.queue
+            .restore(b.ram, at, no_features, wrong, std::span<const held_head>(heads).first(count))
+            .error();
     // Nothing changed, and the chains of this life are not stale.
     const bool is_unchanged = b.queue.is_attached() && b.queue.in_flight() == 2 &&
                               b.queue.size() == 8 && b.queue.held_chain(7) &&
@@ -246,8 +246,8 @@ constexpr auto device_corrupted = [](auto check) {
                               !b.queue.held_chain(1) && b.queue.cause() == error::none;
     return is_unchanged ? why : error::none;
   };
-  using state_type = ballast::split_device_state;
-  using heads_type = std::array<std::uint16_t, 8>;
+  using state_type = ballast::device_queue_state;
+  using heads_type = std::array<held_head, 8>;
   for (const std::uint32_t version : {0u, 2u, 0x100u, 0xffff'ffffu})
     check(refused([&](state_type& s, heads_type&) { s.version = version; }) ==
           error::state_version);
@@ -263,7 +263,7 @@ constexpr auto device_corrupted = [](auto check) {
   for (const std::size_t count : {0u, 1u, 3u, 8u})
     check(refused([](state_type&, heads_type&) {}, count) == error::state_invalid);
   for (const std::uint16_t head : u16<8, 0x105, 0xffff>)
-    check(refused([&](state_type&, heads_type& h) { h[1] = head; }) == error::state_invalid);
+    check(refused([&](state_type&, heads_type& h) { h[1].head = head; }) == error::state_invalid);
   check(refused([](state_type&, heads_type& h) { h[0] = h[1]; }) == error::state_invalid);
   for (const std::uint16_t cause : u16<3, 63, 999, 0xffff>)
     check(refused([&](state_type& s, heads_type&) { s.cause = static_cast<error>(cause); }) ==
@@ -285,10 +285,9 @@ constexpr auto device_corrupted = [](auto check) {
   auto now = before;
   for (std::size_t i = 0; i < b.ram.size(); ++i) check(now.bytes()[i] == b.ram.bytes()[i]);
   check(b.queue.push_used(kept, 1).has_value());
-  check(b.queue
-            .restore(b.ram, layout, no_features, *state,
-                     std::span<const std::uint16_t>(held).first(2))
-            .has_value());
+  check(
+      b.queue.restore(b.ram, layout, no_features, *state, std::span<const held_head>(held).first(2))
+          .has_value());
   check(b.queue.push_used(kept, 1).error() == error::stale_chain);
 };
 BOTH("RT-6 a device refuses each field of a state that is wrong, and nothing changes",
@@ -311,7 +310,7 @@ TEST_CASE("RT-6 RT-14 a device whose memory fails during restore is not attached
   device_bench b;
   b.offer({5, 1});
   REQUIRE(b.pops(5));
-  std::array<std::uint16_t, 8> held{};
+  std::array<held_head, 8> held{};
   const auto state = b.queue.save(held);
   for (std::uint64_t n = 1;; ++n) {
     ballast_test::failure_plan plan{.fail_at = n};
@@ -319,7 +318,7 @@ TEST_CASE("RT-6 RT-14 a device whose memory fails during restore is not attached
     ballast::device_queue_storage<8> storage;
     ballast::split_device<ballast_test::failing_memory<ram_type>> queue(storage);
     const auto done = queue.restore(memory, layout, no_features, *state,
-                                    std::span<const std::uint16_t>(held).first(1));
+                                    std::span<const held_head>(held).first(1));
     if (plan.fallible < n) {
       CHECK(done.has_value());
       break;
@@ -661,7 +660,7 @@ constexpr error refused(const feature_set& features, Corrupt&& corrupt,
 }
 
 constexpr auto driver_corrupted = [](auto check) {
-  using state_type = ballast::split_driver_state;
+  using state_type = ballast::driver_queue_state;
   using slots_type = std::array<driver_slot, 8>;
   const auto is_invalid = [&](auto corrupt) {
     const auto both = [&](state_type& s, slots_type& t) { corrupt(s, t); };

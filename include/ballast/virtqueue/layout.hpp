@@ -17,12 +17,21 @@ inline constexpr std::uint32_t max_queue_size = 32768;
 /// Where the three parts of a virtqueue lie, in the words of the transports.
 struct queue_layout {
   std::uint32_t size = 0;            ///< entries
-  guest_address descriptor_area = 0; ///< split: descriptor table
-  guest_address driver_area = 0;     ///< split: available ring
-  guest_address device_area = 0;     ///< split: used ring
+  guest_address descriptor_area = 0; ///< split: descriptor table; packed: descriptor ring
+  guest_address driver_area = 0;     ///< split: available ring; packed: driver event suppression
+  guest_address device_area = 0;     ///< split: used ring; packed: device event suppression
 
   friend constexpr bool operator==(const queue_layout&, const queue_layout&) noexcept = default;
 };
+
+/// The parts of a queue laid out one after the other, each aligned; `end` is the first address
+/// behind them.
+struct placement {
+  queue_layout layout;
+  guest_address end = 0;
+};
+
+enum class queue_side : std::uint8_t { driver, device };
 
 /// The width of a ring word, and whether both sides touch it at any time.
 struct word_class {
@@ -133,13 +142,6 @@ inline constexpr std::uint16_t no_notify = 1; ///< in used_flags
   return {};
 }
 
-/// The parts of a queue laid out one after the other, each aligned; `end` is the first address
-/// behind them.
-struct placement {
-  queue_layout layout;
-  guest_address end = 0;
-};
-
 /// The places of a queue of `size` entries from the first 16-aligned address not below `base`. Not
 /// checked: `start` checks size and memory.
 [[nodiscard]] constexpr placement place(guest_address base, std::uint32_t size) noexcept {
@@ -170,6 +172,102 @@ struct placement {
 }
 
 } // namespace split
+
+/// Every offset, width and access class of the packed format, in bytes from the start of each part.
+/// Spec: "Packed Virtqueues".
+namespace packed {
+
+enum class part : std::uint8_t { descriptor_ring, driver_event, device_event };
+
+inline constexpr std::uint32_t descriptor_ring_alignment = 16;
+inline constexpr std::uint32_t event_alignment = 4;
+
+// A descriptor is a plain 64-bit word, the address, and an atomic one: length, buffer id and flags
+// together. Both sides write it; its flags say whose the descriptor is.
+inline constexpr std::uint32_t descriptor_size = 16;
+[[nodiscard]] constexpr std::size_t descriptor_address(std::size_t i) noexcept { return 16 * i; }
+[[nodiscard]] constexpr std::size_t descriptor_rest(std::size_t i) noexcept { return 16 * i + 8; }
+
+inline constexpr std::uint16_t flag_next = 1;
+inline constexpr std::uint16_t flag_write = 2;
+inline constexpr std::uint16_t flag_indirect = 4;
+inline constexpr std::uint16_t flag_available = 1 << 7;
+inline constexpr std::uint16_t flag_used = 1 << 15;
+
+/// The second word of a descriptor.
+struct descriptor_fields {
+  std::uint32_t length = 0; ///< bytes
+  std::uint16_t id = 0;     ///< buffer id
+  std::uint16_t flags = 0;
+};
+
+/// The second word of a descriptor as it lies in memory, for rings in the byte order `E`.
+template <std::endian E>
+[[nodiscard]] [[gnu::always_inline]] constexpr std::uint64_t pack(descriptor_fields f) noexcept {
+  return split::pack<E>({f.length, f.id, f.flags}); // the same widths one behind the other
+}
+template <std::endian E>
+[[nodiscard]] [[gnu::always_inline]] constexpr descriptor_fields
+unpack(std::uint64_t raw) noexcept {
+  const auto [length, id, flags] = split::unpack<E>(raw);
+  return {length, id, flags};
+}
+
+// An event suppression structure is one atomic 32-bit word: a place in the ring, and flags.
+inline constexpr std::uint32_t event_size = 4;
+inline constexpr std::uint16_t event_enable = 0;
+inline constexpr std::uint16_t event_disable = 1;
+inline constexpr std::uint16_t event_descriptor = 2; ///< at that place; with EVENT_IDX only
+
+/// An event suppression structure.
+struct event_fields {
+  std::uint16_t place = 0; ///< entry; bit 15: wrap counter
+  std::uint16_t flags = 0;
+};
+
+template <std::endian E>
+[[nodiscard]] [[gnu::always_inline]] constexpr std::uint32_t pack_event(event_fields f) noexcept {
+  const std::uint32_t place = f.place, flags = f.flags;
+  return to_order<E>(E == std::endian::little ? place | flags << 16 : place << 16 | flags);
+}
+template <std::endian E>
+[[nodiscard]] [[gnu::always_inline]] constexpr event_fields
+unpack_event(std::uint32_t raw) noexcept {
+  const std::uint32_t word = to_order<E>(raw);
+  const auto low = static_cast<std::uint16_t>(word), high = static_cast<std::uint16_t>(word >> 16);
+  if constexpr (E == std::endian::little)
+    return {low, high};
+  else
+    return {high, low};
+}
+
+[[nodiscard]] constexpr std::uint32_t descriptor_ring_bytes(std::uint32_t size) noexcept {
+  return 16 * size;
+}
+
+/// Unlike in the split format, no power of two is needed.
+[[nodiscard]] constexpr bool is_valid_size(std::uint32_t size) noexcept {
+  return size != 0 && size <= max_queue_size;
+}
+
+/// The word that starts at `offset` of a part, for accessors that check every access.
+[[nodiscard]] constexpr word_class word_at(part p, std::uint32_t size,
+                                           std::uint32_t offset) noexcept {
+  if (p != part::descriptor_ring) return offset == 0 ? word_class{4, true} : word_class{};
+  if (offset >= descriptor_ring_bytes(size) || offset % 8 != 0) return {};
+  return {8, offset % 16 != 0};
+}
+
+/// The places of a queue of `size` entries from the first 16-aligned address not below `base`. Not
+/// checked: `start` checks size and memory.
+[[nodiscard]] constexpr placement place(guest_address base, std::uint32_t size) noexcept {
+  queue_layout at{.size = size, .descriptor_area = (base + 15) & ~guest_address{15}};
+  at.driver_area = at.descriptor_area + descriptor_ring_bytes(size);
+  at.device_area = at.driver_area + event_size;
+  return {at, at.device_area + event_size};
+}
+
+} // namespace packed
 
 /// Whether a side that asked to be told at `event` is due a notification, now that the other side's
 /// index went from `old` to `now`. Modulo 2^16; true for exactly one index of each round.

@@ -6,6 +6,7 @@
 #include <ballast/result.hpp>
 #include <ballast/virtio/features.hpp>
 #include <ballast/virtqueue/chain.hpp>
+#include <ballast/virtqueue/device_queue.hpp>
 #include <ballast/virtqueue/layout.hpp>
 #include <ballast/virtqueue/split_rings.hpp>
 
@@ -15,43 +16,6 @@
 #include <span>
 
 namespace ballast {
-
-/// What a device's queue of up to `N` entries needs, owned by the caller.
-template <std::uint32_t N> struct device_queue_storage {
-  buffer buffers[N]{};                      ///< of the chain popped last
-  std::uint16_t popped[N]{};                ///< by ring entry: the head popped there and kept
-  std::uint32_t in_flight[(N + 31) / 32]{}; ///< one bit per head that is kept
-};
-
-/// What a handler answers about a chain it was given.
-struct disposition {
-  bool is_used = false;
-  std::uint32_t length = 0; ///< bytes written to the chain
-};
-/// Return the chain now; the device wrote `length` bytes to it.
-[[nodiscard]] constexpr disposition used(std::uint32_t length = 0) noexcept {
-  return {true, length};
-}
-/// The handler keeps the chain's id and returns it later with `push_used`.
-[[nodiscard]] constexpr disposition keep() noexcept { return {}; }
-
-/// What `consume` did.
-struct consumed {
-  std::uint32_t chains = 0;
-  bool has_more = false; ///< the budget ran out first
-};
-
-/// A device's queue at rest, beside the heads it holds: plain values, for `save` and `restore`.
-struct split_device_state {
-  static constexpr std::uint32_t current_version = 1;
-  std::uint32_t version = current_version;
-  std::uint32_t size = 0;           ///< entries
-  std::uint16_t next_available = 0; ///< ring indices, modulo 2^16
-  std::uint16_t next_used = 0;
-  /// Chains published since the driver was last asked whether to notify; 65536 for all above.
-  std::uint32_t unasked = 0;
-  error cause = error::none; ///< of a broken queue
-};
 
 /// The device's side of a split virtqueue, in the byte order `E`.
 ///
@@ -310,17 +274,17 @@ template <guest_memory M, std::endian E = std::endian::little> class split_devic
 
   /// What `restore` needs; `held` gets the heads of the chains in flight, `in_flight()` of them.
   /// Errors: `wrong_state` (never started, or something is staged: publish), `buffer_too_small`.
-  [[nodiscard]] constexpr result<split_device_state>
-  save(std::span<std::uint16_t> held) const noexcept {
+  [[nodiscard]] constexpr result<device_queue_state>
+  save(std::span<held_head> held) const noexcept {
     if (size() == 0 || published_ != next_used_) return error::wrong_state;
     if (held.size() < in_flight()) return error::buffer_too_small;
     std::uint32_t n = 0;
     if (is_in_order_)
-      for (; n != in_flight(); ++n) held[n] = popped_[(next_used_ + n) & mask_];
+      for (; n != in_flight(); ++n) held[n].head = popped_[(next_used_ + n) & mask_];
     else
       for (std::uint32_t head = 0; head < size_; ++head)
-        if (holds(head)) held[n++] = static_cast<std::uint16_t>(head);
-    return split_device_state{.size = size(),
+        if (holds(head)) held[n++].head = static_cast<std::uint16_t>(head);
+    return device_queue_state{.size = size(),
                               .next_available = static_cast<std::uint16_t>(next_available_),
                               .next_used = static_cast<std::uint16_t>(next_used_),
                               .unasked = unasked(published_ - notified_),
@@ -330,17 +294,17 @@ template <guest_memory M, std::endian E = std::endian::little> class split_devic
   /// Begins a new life where another queue was saved; `held_chain` gives the ids of what it held.
   /// Errors: `state_version`, `state_invalid`, those of `start`; nothing changes.
   constexpr result<void> restore(M& memory, const queue_layout& layout, const feature_set& features,
-                                 const split_device_state& state,
-                                 std::span<const std::uint16_t> held) noexcept {
-    if (state.version != split_device_state::current_version) return error::state_version;
+                                 const device_queue_state& state,
+                                 std::span<const held_head> held) noexcept {
+    if (state.version != device_queue_state::current_version) return error::state_version;
     const auto kept = static_cast<std::uint16_t>(state.next_available - state.next_used);
-    if (state.size != layout.size || kept > layout.size || held.size() != kept ||
+    if (state.is_packed || state.size != layout.size || kept > layout.size || held.size() != kept ||
         state.unasked > unasked_max || !is_cause(state.cause))
       return error::state_invalid;
     for (std::size_t i = 0; i < held.size(); ++i) {
-      if (held[i] >= layout.size) return error::state_invalid;
+      if (held[i].head >= layout.size) return error::state_invalid;
       for (std::size_t k = 0; k < i; ++k)
-        if (held[k] == held[i]) return error::state_invalid;
+        if (held[k].head == held[i].head) return error::state_invalid;
     }
     const auto rings = map_rings(memory, layout, queue_side::device, buffers_.size());
     if (!rings) return rings.error();
@@ -348,7 +312,7 @@ template <guest_memory M, std::endian E = std::endian::little> class split_devic
     begin(memory, *rings, features, layout.size, state.next_used);
     notified_ -= state.unasked;
     if (state.cause != error::none) broken(state.cause);
-    for (const std::uint16_t head : held) keep(next_available_++, head);
+    for (const held_head h : held) keep(next_available_++, h.head);
     kept_from_ = kept_to_; // where they lie in the ring is not known any more
     return {};
   }

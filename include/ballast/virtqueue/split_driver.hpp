@@ -6,6 +6,7 @@
 #include <ballast/result.hpp>
 #include <ballast/virtio/features.hpp>
 #include <ballast/virtqueue/chain.hpp>
+#include <ballast/virtqueue/driver_queue.hpp>
 #include <ballast/virtqueue/layout.hpp>
 #include <ballast/virtqueue/split_rings.hpp>
 
@@ -15,56 +16,6 @@
 #include <span>
 
 namespace ballast {
-
-/// What a driver remembers of one descriptor; never shared with the device.
-struct driver_slot {
-  std::uint64_t token = 0;       ///< of the chain that starts here
-  std::uint32_t position = 0;    ///< of that chain among all that were added
-  std::uint32_t writable = 0;    ///< bytes the device may write to that chain
-  std::uint32_t descriptors = 0; ///< of that chain; 0: no chain in flight starts here
-  std::uint16_t next = 0;        ///< in the free list, and along a chain
-  std::uint16_t last = 0;        ///< the last descriptor of that chain, where it has several
-};
-
-/// A chain the device returned.
-struct used_buffer {
-  std::uint64_t token = 0;
-  /// Bytes the device says it wrote, at most what it was allowed to write.
-  std::uint32_t length = 0;
-};
-
-/// A chain of a single buffer, for `add_each`.
-struct single_buffer {
-  buffer data;
-  bool is_writable = false;
-  std::uint64_t token = 0;
-};
-
-/// Guest memory for indirect tables: one of `entries` descriptors for each descriptor of the ring.
-struct indirect_tables {
-  guest_address address = 0; ///< 16-aligned
-  std::uint32_t entries = 0; ///< 0: none are used, every chain takes descriptors of the ring
-
-  [[nodiscard]] constexpr std::uint64_t bytes(std::uint32_t queue_size) const noexcept {
-    return std::uint64_t{queue_size} * entries * split::descriptor_size;
-  }
-};
-
-/// A driver's queue at rest, beside its slots: plain values, for `save` and `restore`.
-struct split_driver_state {
-  static constexpr std::uint32_t current_version = 1;
-  std::uint32_t version = current_version;
-  std::uint32_t size = 0;           ///< entries
-  std::uint16_t next_available = 0; ///< ring indices, modulo 2^16
-  std::uint16_t next_used = 0;
-  /// Chains published since the device was last asked whether to notify; 65536 for all above.
-  std::uint32_t unasked = 0;
-  std::uint16_t run_end = 0; ///< IN_ORDER: what the used element read last stands for
-  std::uint32_t run_length = 0;
-  std::uint16_t first_free = 0;
-  std::uint16_t oldest = 0; ///< IN_ORDER: the head that comes back next
-  error cause = error::none;
-};
 
 /// The driver's side of a split virtqueue, in the byte order `E`.
 ///
@@ -324,12 +275,12 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
 
   /// What `restore` needs; `slots` gets the first `size()` slots.
   /// Errors: `wrong_state` (never started, or something is staged: publish), `buffer_too_small`.
-  [[nodiscard]] constexpr result<split_driver_state>
+  [[nodiscard]] constexpr result<driver_queue_state>
   save(std::span<driver_slot> slots) const noexcept {
     if (size() == 0 || published_ != next_available_) return error::wrong_state;
     if (slots.size() < size()) return error::buffer_too_small;
     for (std::uint32_t i = 0; i <= mask_; ++i) slots[i] = slots_[i];
-    return split_driver_state{.size = size(),
+    return driver_queue_state{.size = size(),
                               .next_available = static_cast<std::uint16_t>(next_available_),
                               .next_used = static_cast<std::uint16_t>(next_used_),
                               .unasked = unasked(published_ - notified_),
@@ -344,11 +295,11 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
   /// Errors: `state_version`, `state_invalid`, `already_attached`, those of `attach`; nothing
   /// changes.
   constexpr result<void> restore(M& memory, const queue_layout& layout, const feature_set& features,
-                                 const split_driver_state& state,
+                                 const driver_queue_state& state,
                                  std::span<const driver_slot> slots,
                                  const indirect_tables& tables = {}) noexcept {
     if (is_attached()) return error::already_attached;
-    if (state.version != split_driver_state::current_version) return error::state_version;
+    if (state.version != driver_queue_state::current_version) return error::state_version;
     const auto limit = check_state(state, slots, features.test(feature::in_order));
     if (!limit || state.size != layout.size) return error::state_invalid;
     if (const auto mapped = map(memory, layout, features, tables); !mapped) return mapped;
@@ -656,7 +607,7 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
 
   /// Whether a saved state fits together; then the limit. Each descriptor is in
   /// one chain or in the free list, once.
-  [[nodiscard]] constexpr result<std::uint32_t> check_state(const split_driver_state& state,
+  [[nodiscard]] constexpr result<std::uint32_t> check_state(const driver_queue_state& state,
                                                             std::span<const driver_slot> slots,
                                                             bool is_in_order) const noexcept {
     const std::uint32_t size = state.size;
@@ -664,7 +615,7 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
       return static_cast<std::uint16_t>(index - state.next_used);
     };
     const std::uint32_t in_flight = since(state.next_available);
-    if (!split::is_valid_size(size) || slots.size() < size || in_flight > size ||
+    if (state.is_packed || !split::is_valid_size(size) || slots.size() < size || in_flight > size ||
         (is_in_order && since(state.run_end) > in_flight) || state.unasked > unasked_max ||
         !is_cause(state.cause))
       return error::state_invalid;

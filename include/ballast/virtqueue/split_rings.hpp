@@ -17,8 +17,6 @@ template <guest_memory M> struct split_rings {
   window_of<M> used;      ///< used ring
 };
 
-enum class queue_side : std::uint8_t { driver, device };
-
 /// The windows as one side may use them: each part is written by one side only.
 /// Errors: `invalid_queue_size`, `storage_too_small` (fewer entries than the queue has), the
 /// memory's.
@@ -40,18 +38,6 @@ map_rings(M& memory, const queue_layout& layout, queue_side side, std::size_t st
                                   split::used_ring_alignment, devices);
   if (!used) return used.error();
   return split_rings<M>{*table, *available, *used};
-}
-
-/// How far behind the last check of notifications may lie in a saved state: beyond a whole round of
-/// the 16-bit index every notification is due.
-inline constexpr std::uint32_t unasked_max = 65536;
-[[nodiscard]] constexpr std::uint32_t unasked(std::uint32_t chains) noexcept {
-  return chains < unasked_max ? chains : unasked_max;
-}
-
-/// Whether `e` can have broken a queue that was saved; `error::none`: it works.
-[[nodiscard]] constexpr bool is_cause(error e) noexcept {
-  return is_known(e) && e != error::queue_empty && e != error::queue_full;
 }
 
 } // namespace ballast
