@@ -92,9 +92,9 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
   /// `indirect_with_next`, `indirect_in_chain`, `indirect_length`, `indirect_outside`.
   [[nodiscard]] constexpr result<chain> pop_available() noexcept {
     if (refusal_ != error::none) return refusal_;
-    const view ring{rings_, size_};
-    descriptor first;
-    if (const error e = read_first(ring, next_available_, first); e != error::none) return e;
+    two_words first;
+    if (const error e = read_first(rings_.table, next_available_, first); e != error::none)
+      return e;
     popped_chain popped;
     if (const error e = read_rest(next_available_.index, first, popped); e != error::none) return e;
     keep(next_available_, popped.buffers.id().head, popped.descriptors);
@@ -146,11 +146,10 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
     if (is_in_order_ && popped_[next_used_.index] != id.head) return error::used_out_of_order;
     if (!memory_->good()) return error::memory_lost;
     clear(id.head);
-    view ring{rings_, size_};
     if (is_in_order_)
-      extend_run(ring, next_used_, run_, staged_, id.head, length, false);
+      extend_run(rings_.table, next_used_, run_, staged_, id.head, length, false);
     else
-      put_used(ring, next_used_, staged_, id.head, length);
+      put_used(rings_.table, next_used_, staged_, id.head, length);
     next_used_.advance(descriptors_[id.head], size_);
     return {};
   }
@@ -200,10 +199,7 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
   /// is paired with the driver's acquire load of those flags.
   constexpr void publish() noexcept {
     if (!is_attached()) return;
-    if (is_in_order_) {
-      view ring{rings_, size_};
-      end_run(ring, next_used_, run_, staged_);
-    }
+    if (is_in_order_) end_run(rings_.table, next_used_, run_, staged_);
     if (!staged_.is_there) return;
     rings_.table.template store<std::uint64_t>(packed::descriptor_rest(staged_.index), staged_.word,
                                                order::release);
@@ -311,18 +307,23 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
  private:
   static constexpr std::uint16_t chain_flags =
       packed::flag_next | packed::flag_write | packed::flag_indirect;
-  static constexpr std::uint16_t owner_flags = ring_place::both;
+
+  /// The two words of a descriptor as they lie in memory, each loaded once.
+  struct two_words {
+    std::uint64_t address = 0, rest = 0;
+  };
 
   struct descriptor {
     buffer data;
     std::uint16_t id = 0;
     std::uint16_t flags = 0;
-  };
 
-  /// What stays the same over a batch.
-  struct view {
-    packed_rings<M> rings;
-    std::uint32_t size = 0;
+    [[gnu::always_inline]] constexpr explicit descriptor(const two_words& words) noexcept {
+      const auto rest = packed::unpack<E>(words.rest);
+      data = {to_order<E>(words.address), rest.length};
+      id = rest.id;
+      flags = rest.flags;
+    }
   };
 
   /// The first used descriptor that is staged. It is written last, when the rest can be seen.
@@ -339,6 +340,25 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
     std::uint32_t length = 0;
     std::uint16_t id = 0;
     bool is_full = false; ///< the last was written in full too: another may follow
+  };
+
+  /// A batch of chains that is being served.
+  struct batch {
+    window_of<M> table;
+    std::uint32_t size = 0;
+    std::uint32_t epoch = 0;
+    std::uint32_t held = 0; ///< descriptors of the chains that were popped and not returned
+    ring_place available;   ///< the next descriptor to read
+    held_back staged;
+    in_order_run run;
+
+    /// Every chain that was popped is either held or used.
+    [[nodiscard]] [[gnu::always_inline]] constexpr ring_place next_used() const noexcept {
+      ring_place to = available;
+      if (held != 0) [[unlikely]]
+        to.retreat(held, size);
+      return to;
+    }
   };
 
   struct popped_chain {
@@ -388,7 +408,7 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
     const auto rest = packed::unpack<E>(rings_.table.template load<std::uint64_t>(
         packed::descriptor_rest(next_available_.index), order::relaxed));
     if (!memory_->good()) return error::memory_lost;
-    return (rest.flags & owner_flags) == next_available_.available_flags();
+    return next_available_.is_available(rest);
   }
 
   /// Pops up to `budget` chains, has each handled, and stages or keeps it; why it ended.
@@ -396,118 +416,113 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
   [[gnu::always_inline]] constexpr error serve(std::uint32_t budget, std::uint32_t& count,
                                                Handler& handle) noexcept {
     // In locals: members would be reloaded after every atomic access and every store to the ring.
-    view ring{rings_, size_};
-    ring_place available = next_available_, to = next_used_;
-    held_back staged = staged_;
-    in_order_run run;
-    if constexpr (IsInOrder) run = run_;
+    batch at{rings_.table, size_, epoch_, held_descriptors_, next_available_, staged_, {}};
+    if constexpr (IsInOrder) at.run = run_;
     std::uint32_t served = 0;
     error failure = error::none;
-    do failure = serve_next<IsInOrder>(ring, available, to, staged, run, handle);
+    do failure = serve_next<IsInOrder>(at, handle);
     while (failure == error::none && ++served != budget);
-    if constexpr (IsInOrder) run_ = run;
-    next_available_ = available;
-    next_used_ = to;
-    staged_ = staged;
+    if constexpr (IsInOrder) run_ = at.run;
+    next_available_ = at.available;
+    next_used_ = at.next_used();
+    staged_ = at.staged;
     count = served;
     return failure;
   }
 
   template <bool IsInOrder, class Handler>
-  [[gnu::always_inline]] constexpr error serve_next(view& ring, ring_place& available,
-                                                    ring_place& to, held_back& staged,
-                                                    in_order_run& run, Handler& handle) noexcept {
-    descriptor first;
-    if (const error e = read_first(ring, available, first); e != error::none) return e;
+  [[gnu::always_inline]] constexpr error serve_next(batch& at, Handler& handle) noexcept {
+    two_words words;
+    if (const error e = read_first(at.table, at.available, words); e != error::none) return e;
+    const descriptor first(words);
     std::uint16_t id = first.id;
     std::uint32_t descriptors = 1;
     std::uint64_t writable_bytes = 0;
     disposition answer;
     // A single buffer, the usual case, takes no detour over the storage.
     if ((first.flags & chain_flags) == 0) [[likely]] {
-      if (const error e = check(id, 1); e != error::none) return e;
-      answer = handle(chain({id, epoch_}, &first.data, 1, 0));
+      if (const error e = check(at.held, at.size, id, 1); e != error::none) return e;
+      answer = handle(chain({id, at.epoch}, &first.data, 1, 0));
     } else if ((first.flags & chain_flags) == packed::flag_write) {
-      if (const error e = check(id, 1); e != error::none) return e;
-      answer = handle(chain({id, epoch_}, &first.data, 0, 1));
+      if (const error e = check(at.held, at.size, id, 1); e != error::none) return e;
+      answer = handle(chain({id, at.epoch}, &first.data, 0, 1));
       writable_bytes = first.data.length;
     } else {
       popped_chain popped;
-      if (const error e = read_rest(available.index, first, popped); e != error::none) return e;
+      if (const error e = read_rest(at.available.index, words, popped); e != error::none) return e;
       id = popped.buffers.id().head;
       descriptors = popped.descriptors;
       answer = handle(static_cast<const chain&>(popped.buffers));
       if constexpr (IsInOrder) writable_bytes = total_bytes(popped.buffers.writable());
     }
-    const bool is_early = IsInOrder && held_chains_ != 0;
+    const bool is_early = IsInOrder && at.held != 0;
     if (!answer.is_used || is_early) {
-      keep(available, id, descriptors);
-      available.advance(descriptors, ring.size);
+      keep(at.available, id, descriptors);
+      at.held += descriptors;
+      at.available.advance(descriptors, at.size);
       return answer.is_used ? error::used_out_of_order : error::none;
     }
     if constexpr (IsInOrder)
-      extend_run(ring, to, run, staged, id, answer.length, answer.length == writable_bytes);
+      extend_run(at.table, at.available, at.run, at.staged, id, answer.length,
+                 answer.length == writable_bytes);
     else
-      put_used(ring, to, staged, id, answer.length);
-    to.advance(descriptors, ring.size);
-    available.advance(descriptors, ring.size);
+      put_used(at.table, at.next_used(), at.staged, id, answer.length);
+    at.available.advance(descriptors, at.size);
     return error::none;
   }
 
   /// Reads the next descriptor, if the driver made it available.
-  [[gnu::always_inline]] constexpr error read_first(const view& ring, const ring_place& at,
-                                                    descriptor& first) noexcept {
-    const auto rest = packed::unpack<E>(ring.rings.table.template load<std::uint64_t>(
-        packed::descriptor_rest(at.index), order::acquire));
+  [[gnu::always_inline]] constexpr error read_first(const window_of<M>& table, const ring_place& at,
+                                                    two_words& words) noexcept {
+    words.rest =
+        table.template load<std::uint64_t>(packed::descriptor_rest(at.index), order::acquire);
     if (!memory_->good()) return error::memory_lost;
-    if ((rest.flags & owner_flags) != at.available_flags()) return error::queue_empty;
-    first = complete(ring, at.index, rest);
+    if (!at.is_available(packed::unpack<E>(words.rest))) return error::queue_empty;
+    words.address =
+        table.template load<std::uint64_t>(packed::descriptor_address(at.index), order::plain);
     return memory_->good() ? error::none : error::memory_lost;
   }
 
-  [[gnu::always_inline]] static constexpr descriptor
-  complete(const view& ring, std::uint32_t index, packed::descriptor_fields rest) noexcept {
-    const std::uint64_t address = ring.rings.table.template load<std::uint64_t>(
-        packed::descriptor_address(index), order::plain);
-    return {{to_order<E>(address), rest.length}, rest.id, rest.flags};
-  }
-
-  /// Whether a chain of that many descriptors with this id can be there.
-  [[gnu::always_inline]] constexpr error check(std::uint16_t id,
+  /// Whether a chain of that many descriptors with this id can be there while so many are held.
+  [[gnu::always_inline]] constexpr error check(std::uint32_t held, std::uint32_t size,
+                                               std::uint16_t id,
                                                std::uint32_t descriptors) noexcept {
-    if (id >= size_) [[unlikely]]
+    if (id >= size) [[unlikely]]
       return broken(error::head_out_of_range);
-    if (held_chains_ == 0) [[likely]]
+    if (held == 0) [[likely]]
       return error::none;
-    if (held_descriptors_ + descriptors > size_) return broken(error::descriptors_overrun);
+    if (held + descriptors > size) return broken(error::descriptors_overrun);
     if (holds(id)) return broken(error::head_in_flight);
     return error::none;
   }
 
   /// Reads and checks a chain of several buffers or in an indirect table, into the storage; each
   /// descriptor once. Bounded by the queue size, as the driver's chains are.
-  [[gnu::noinline]] constexpr error read_rest(std::uint32_t index, descriptor d,
+  [[gnu::noinline]] constexpr error read_rest(std::uint32_t index, two_words words,
                                               popped_chain& popped) noexcept {
-    const view ring{rings_, size_};
+    const window_of<M> table = rings_.table;
+    const std::uint32_t size = size_;
     chain_progress to;
     popped.descriptors = 1;
+    descriptor d(words);
     if ((d.flags & packed::flag_indirect) != 0) {
       if (const error e = read_table(d, to); e != error::none) return e;
     } else {
       while (true) {
         if (const error e = append(d, to); e != error::none) return broken(e);
         if ((d.flags & packed::flag_next) == 0) break;
-        if (++index == ring.size) index = 0;
-        d = complete(ring, index,
-                     packed::unpack<E>(ring.rings.table.template load<std::uint64_t>(
-                         packed::descriptor_rest(index), order::relaxed)));
+        if (++index == size) index = 0;
+        d = descriptor(two_words{
+            table.template load<std::uint64_t>(packed::descriptor_address(index), order::plain),
+            table.template load<std::uint64_t>(packed::descriptor_rest(index), order::relaxed)});
         if (!memory_->good()) return error::memory_lost;
         if ((d.flags & packed::flag_indirect) != 0) return broken(error::indirect_in_chain);
         ++popped.descriptors;
       }
     }
     if (to.is_too_long()) return broken(error::chain_bytes_overflow);
-    if (const error e = check(d.id, popped.descriptors); e != error::none) return e;
+    if (const error e = check(held_descriptors_, size, d.id, popped.descriptors); e != error::none)
+      return e;
     popped.buffers = to.finish({d.id, epoch_}, buffers_.data());
     return error::none;
   }
@@ -521,9 +536,6 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
     if (length == 0 || length % packed::descriptor_size != 0) return broken(error::indirect_length);
     if (table + (length - 1) < table) return broken(error::indirect_outside);
     for (std::uint32_t at = 0; at != length; at += packed::descriptor_size) {
-      struct two_words {
-        std::uint64_t address, rest;
-      };
       struct entry {
         std::byte bytes[packed::descriptor_size];
       };
@@ -531,11 +543,9 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
       if (!memory_->read(table + at, raw.bytes))
         return memory_->good() ? broken(error::indirect_outside) : error::memory_lost;
       if (!memory_->good()) return error::memory_lost;
-      const auto words = std::bit_cast<two_words>(raw);
-      const auto rest = packed::unpack<E>(words.rest);
       // Only WRITE counts here; the table's end is its length.
-      const descriptor inner{{to_order<E>(words.address), rest.length}, rest.id, rest.flags};
-      if (const error e = append(inner, to); e != error::none) return broken(e);
+      if (const error e = append(descriptor(std::bit_cast<two_words>(raw)), to); e != error::none)
+        return broken(e);
     }
     return error::none;
   }
@@ -545,11 +555,11 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
   }
 
   /// Adds a chain to the run that one used descriptor stands for.
-  [[gnu::always_inline]] static constexpr void extend_run(view& ring, const ring_place& at,
+  [[gnu::always_inline]] static constexpr void extend_run(window_of<M>& table, ring_place at,
                                                           in_order_run& run, held_back& staged,
                                                           std::uint16_t id, std::uint32_t length,
                                                           bool is_full) noexcept {
-    if (!run.is_full) end_run(ring, at, run, staged);
+    if (!run.is_full) end_run(table, at, run, staged);
     run.id = id;
     run.length = length;
     run.is_full = is_full;
@@ -557,19 +567,18 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
 
   /// Writes the descriptor of the run, if there is one.
   [[gnu::always_inline]] static constexpr void
-  end_run(view& ring, const ring_place& at, in_order_run& run, held_back& staged) noexcept {
-    if (run.start != at) put_used(ring, run.start, staged, run.id, run.length);
+  end_run(window_of<M>& table, ring_place at, in_order_run& run, held_back& staged) noexcept {
+    if (run.start != at) put_used(table, run.start, staged, run.id, run.length);
     run.start = at;
   }
 
-  [[gnu::always_inline]] static constexpr void put_used(view& ring, const ring_place& at,
+  [[gnu::always_inline]] static constexpr void put_used(window_of<M>& table, ring_place at,
                                                         held_back& staged, std::uint16_t id,
                                                         std::uint32_t length) noexcept {
     const unsigned flags = at.used_flags | (length != 0 ? packed::flag_write : 0u);
     const auto word = packed::pack<E>({length, id, static_cast<std::uint16_t>(flags)});
     if (staged.is_there) [[likely]]
-      ring.rings.table.template store<std::uint64_t>(packed::descriptor_rest(at.index), word,
-                                                     order::relaxed);
+      table.template store<std::uint64_t>(packed::descriptor_rest(at.index), word, order::relaxed);
     else
       staged = {word, at.index, true};
   }
@@ -587,7 +596,7 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
     --held_chains_;
     held_descriptors_ -= descriptors_[id];
   }
-  [[gnu::noinline]] constexpr void keep(const ring_place& at, std::uint16_t id,
+  [[gnu::noinline]] constexpr void keep(ring_place at, std::uint16_t id,
                                         std::uint32_t descriptors) noexcept {
     descriptors_[id] = static_cast<std::uint16_t>(descriptors);
     mark(id);

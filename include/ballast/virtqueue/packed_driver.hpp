@@ -223,7 +223,7 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_driv
     memory_->fence();
     const auto rest = packed::unpack<E>(rings_.table.template load<std::uint64_t>(
         packed::descriptor_rest(next_used_.index), order::relaxed));
-    return memory_->good() && (run_.is_there || is_used(rest, next_used_));
+    return memory_->good() && (run_.is_there || next_used_.is_used(rest));
   }
 
   /// Says that notifications are not needed now: a hint, the device may notify all the same.
@@ -302,6 +302,8 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_driv
     window_of<M> table;
     driver_slot* slots = nullptr;
     std::uint32_t size = 0;
+    std::uint32_t published = 0; ///< chains
+    std::uint32_t staged = 0;    ///< chains
   };
 
   constexpr result<void> map(M& memory, const queue_layout& layout, const feature_set& features,
@@ -344,11 +346,6 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_driv
                                         order::plain);
   }
 
-  [[nodiscard]] [[gnu::always_inline]] static constexpr bool
-  is_used(packed::descriptor_fields rest, const ring_place& at) noexcept {
-    return (rest.flags & ring_place::both) == at.used_flags;
-  }
-
   /// Writes a descriptor of the ring, or holds it back where it is the first that is staged.
   [[gnu::always_inline]] static constexpr void put_descriptor(view& ring, const ring_place& at,
                                                               held_back& staged, const buffer& data,
@@ -366,7 +363,7 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_driv
   template <bool IsInOrder, class Next>
   [[gnu::always_inline]] constexpr void put_each(std::uint32_t count, Next& next) noexcept {
     // In locals: members would be reloaded after every store to the ring.
-    view ring{rings_.table, slots_.data(), size_};
+    view ring{.table = rings_.table, .slots = slots_.data(), .size = size_};
     ring_place at = next_available_;
     held_back staged = staged_;
     std::uint16_t first_free = first_free_;
@@ -414,7 +411,7 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_driv
     slot.writable = static_cast<std::uint32_t>(writable_bytes);
     slot.descriptors = needed;
     slot.position = added_;
-    view ring{rings_.table, slots_.data(), size_};
+    view ring{.table = rings_.table, .slots = slots_.data(), .size = size_};
     if (is_indirect) {
       const std::size_t first = std::size_t{id} * indirect_.entries;
       std::size_t at = first;
@@ -449,23 +446,24 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_driv
   [[gnu::always_inline]] constexpr error take_each(std::uint32_t budget, std::uint32_t& count,
                                                    Handler& handle) noexcept {
     // In locals: members would be reloaded after every atomic access.
-    const view ring{rings_.table, slots_.data(), size_};
+    const view ring{rings_.table, slots_.data(), size_, published_chains_,
+                    added_ - published_chains_};
     ring_place at = next_used_;
     std::uint16_t first_free = first_free_;
-    std::uint32_t taken = 0, descriptors = 0;
+    std::uint32_t taken = 0;
     in_order_run run;
     if constexpr (IsInOrder) run = run_;
     error failure = error::none;
     do {
       if constexpr (IsInOrder)
-        failure = take_oldest(ring, at, run, descriptors, handle);
+        failure = take_oldest(ring, at, run, handle);
       else
-        failure = take_any(ring, at, first_free, descriptors, handle);
+        failure = take_any(ring, at, first_free, handle);
     } while (failure == error::none && ++taken != budget);
     if constexpr (IsInOrder) run_ = run;
+    free_ += entries_between(next_used_, at, size_);
     next_used_ = at;
     first_free_ = first_free;
-    free_ += descriptors;
     returned_ += taken;
     count = taken;
     return failure;
@@ -474,22 +472,20 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_driv
   /// Takes the chain that the next used descriptor names; chains come back in any order.
   template <class Handler>
   [[gnu::always_inline]] constexpr error
-  take_any(const view& ring, ring_place& at, std::uint16_t& first_free, std::uint32_t& descriptors,
-           Handler& handle) noexcept {
+  take_any(const view& ring, ring_place& at, std::uint16_t& first_free, Handler& handle) noexcept {
     packed::descriptor_fields used;
     if (const error e = read_used(ring, at, used); e != error::none) return e;
     driver_slot& slot = ring.slots[used.id];
     slot.next = first_free;
     first_free = used.id;
-    give_back(ring, slot, at, descriptors, used.length, handle);
+    give_back(ring, slot, at, used.length, handle);
     return error::none;
   }
 
   /// Takes the oldest chain: a used descriptor stands for all up to the one it names.
   template <class Handler>
   [[gnu::always_inline]] constexpr error take_oldest(const view& ring, ring_place& at,
-                                                     in_order_run& run, std::uint32_t& descriptors,
-                                                     Handler& handle) noexcept {
+                                                     in_order_run& run, Handler& handle) noexcept {
     if (!run.is_there) {
       packed::descriptor_fields used;
       if (const error e = read_used(ring, at, used); e != error::none) return e;
@@ -499,7 +495,7 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_driv
     // Those that are skipped were written in full.
     const bool is_last = at.index == run.last;
     run.is_there = !is_last;
-    give_back(ring, slot, at, descriptors, is_last ? run.length : slot.writable, handle);
+    give_back(ring, slot, at, is_last ? run.length : slot.writable, handle);
     return error::none;
   }
 
@@ -509,7 +505,7 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_driv
     used = packed::unpack<E>(
         ring.table.template load<std::uint64_t>(packed::descriptor_rest(at.index), order::acquire));
     if (!memory_->good()) return error::memory_lost;
-    if (!is_used(used, at)) return error::queue_empty;
+    if (!at.is_used(used)) return error::queue_empty;
     if (used.id >= ring.size) [[unlikely]]
       return broken(error::used_id_out_of_range);
     const driver_slot& slot = ring.slots[used.id];
@@ -522,10 +518,9 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_driv
   }
 
   template <class Handler>
-  [[gnu::always_inline]] static constexpr void
-  give_back(const view& ring, driver_slot& slot, ring_place& at, std::uint32_t& descriptors,
-            std::uint32_t length, Handler& handle) noexcept {
-    descriptors += slot.descriptors;
+  [[gnu::always_inline]] static constexpr void give_back(const view& ring, driver_slot& slot,
+                                                         ring_place& at, std::uint32_t length,
+                                                         Handler& handle) noexcept {
     at.advance(slot.descriptors, ring.size);
     slot.descriptors = 0;
     handle(used_buffer{slot.token, length < slot.writable ? length : slot.writable});

@@ -46,14 +46,24 @@ map_packed_rings(M& memory, const queue_layout& layout, queue_side side,
 /// A place in a packed ring: an entry, and the wrap counter of the side that is there, as the flags
 /// of a descriptor that is used in this round. Spec: "Driver and Device Ring Wrap Counters".
 struct ring_place {
-  static constexpr std::uint16_t both = packed::flag_available | packed::flag_used;
+  static constexpr std::uint32_t both = packed::flag_available | packed::flag_used;
 
   std::uint32_t index = 0;
-  std::uint16_t used_flags = both; ///< `both` or none
+  std::uint32_t used_flags = both; ///< `both` or none
 
   /// The flags of a descriptor that is available in this round.
-  [[nodiscard]] [[gnu::always_inline]] constexpr std::uint16_t available_flags() const noexcept {
+  [[nodiscard]] [[gnu::always_inline]] constexpr std::uint32_t available_flags() const noexcept {
     return used_flags ^ packed::flag_used;
+  }
+
+  /// Whether the descriptor there is available, or used, in this round.
+  [[nodiscard]] [[gnu::always_inline]] constexpr bool
+  is_available(packed::descriptor_fields d) const noexcept {
+    return ((d.flags ^ used_flags) & both) == packed::flag_used;
+  }
+  [[nodiscard]] [[gnu::always_inline]] constexpr bool
+  is_used(packed::descriptor_fields d) const noexcept {
+    return ((d.flags ^ used_flags) & both) == 0;
   }
 
   /// Goes on by up to `size` entries.
@@ -80,13 +90,13 @@ struct ring_place {
     return static_cast<std::uint16_t>(index | (used_flags & 0x8000));
   }
   [[nodiscard]] static constexpr ring_place of(std::uint16_t word) noexcept {
-    return {word & 0x7fffu, (word & 0x8000) != 0 ? both : std::uint16_t{0}};
+    return {word & 0x7fffu, (word & 0x8000) != 0 ? both : 0};
   }
 
   /// Behind `steps` entries of a life that began at entry 0 with the wrap counters at 1.
   [[nodiscard]] static constexpr ring_place behind(std::uint32_t steps,
                                                    std::uint32_t size) noexcept {
-    return {steps % size, steps / size % 2 == 0 ? both : std::uint16_t{0}};
+    return {steps % size, steps / size % 2 == 0 ? both : 0};
   }
 
   friend constexpr bool operator==(const ring_place&, const ring_place&) noexcept = default;
