@@ -14,12 +14,14 @@
 
 namespace ballast {
 
-/// What a device's queue of up to `N` entries needs, owned by the caller.
+/// What a device's queue of up to `N` entries needs, owned by the caller; the contents are the
+/// queue's.
 template <std::uint32_t N> struct device_queue_storage {
   buffer buffers[N]{};                      ///< of the chain popped last
   std::uint16_t popped[N]{};                ///< by ring entry: the head popped there and kept
   std::uint16_t descriptors[N]{};           ///< packed: by id, of the ring that the chain takes
   std::uint32_t in_flight[(N + 31) / 32]{}; ///< one bit per head that is kept
+  std::uint32_t lives = 0;                  ///< begun so far, in either format
 };
 
 /// What a handler answers about a chain it was given.
@@ -46,10 +48,11 @@ struct chain_progress {
   std::uint32_t readable = 0;
   std::uint64_t bytes = 0;
 
-  /// Adds a buffer. Errors: `chain_loops` (`to` is full), `readable_after_writable`.
-  [[gnu::always_inline]] constexpr error append(const buffer& b, bool is_writable,
-                                                std::span<buffer> to) noexcept {
-    if (buffers == to.size()) return error::chain_loops;
+  /// Adds a buffer to `to`, which holds `limit`. Errors: `chain_loops` (it is full),
+  /// `readable_after_writable`.
+  [[gnu::always_inline]] constexpr error append(const buffer& b, bool is_writable, buffer* to,
+                                                std::uint32_t limit) noexcept {
+    if (buffers == limit) return error::chain_loops;
     if (!is_writable && readable++ != buffers) return error::readable_after_writable;
     to[buffers++] = b;
     bytes += b.length;

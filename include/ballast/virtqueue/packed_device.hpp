@@ -32,7 +32,7 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
   template <std::uint32_t N>
   constexpr explicit packed_device(device_queue_storage<N>& storage) noexcept
       : buffers_(storage.buffers), popped_(storage.popped), descriptors_(storage.descriptors),
-        in_flight_(storage.in_flight) {}
+        in_flight_(storage.in_flight), lives_(&storage.lives) {}
 
   /// Begins a new life: chains of the last one are stale. `first_index` counts descriptors from the
   /// beginning of the ring's life, where both wrap counters are 1 (0 on real devices).
@@ -54,7 +54,7 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
     cause_ = error::none;
     next_available_ = next_used_ = published_ = {};
     forget_held();
-    ++epoch_;
+    epoch_ = ++*lives_;
   }
 
   /// Takes up the queue again where `detach` left it; it may lie elsewhere, of the same size and
@@ -97,7 +97,8 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
       return e;
     popped_chain popped;
     if (const error e = read_rest(next_available_.index, first, popped); e != error::none) return e;
-    keep(next_available_, popped.buffers.id().head, popped.descriptors);
+    keep(next_available_.index, next_available_.used_flags, popped.buffers.id().head,
+         popped.descriptors);
     next_available_.advance(popped.descriptors, size_);
     return popped.buffers;
   }
@@ -149,7 +150,7 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
     if (is_in_order_)
       extend_run(rings_.table, next_used_, run_, staged_, id.head, length, false);
     else
-      put_used(rings_.table, next_used_, staged_, id.head, length);
+      put_used(rings_.table, next_used_, staged_, id.head, length, length != 0);
     next_used_.advance(descriptors_[id.head], size_);
     return {};
   }
@@ -297,7 +298,7 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
     if (state.cause != error::none) broken(state.cause);
     ring_place at = used;
     for (const held_head h : held) {
-      keep(at, h.head, h.descriptors);
+      keep(at.index, at.used_flags, h.head, h.descriptors);
       at.advance(h.descriptors, size_);
     }
     kept_in_a_row_ = 0; // where they lie in the ring is not known any more
@@ -305,8 +306,9 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
   }
 
  private:
-  static constexpr std::uint16_t chain_flags =
-      packed::flag_next | packed::flag_write | packed::flag_indirect;
+  static constexpr std::uint32_t write_flag = packed::in_pair(packed::flag_write);
+  static constexpr std::uint32_t chain_flags =
+      packed::in_pair(packed::flag_next | packed::flag_write | packed::flag_indirect);
 
   /// The two words of a descriptor as they lie in memory, each loaded once.
   struct two_words {
@@ -315,14 +317,17 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
 
   struct descriptor {
     buffer data;
-    std::uint16_t id = 0;
-    std::uint16_t flags = 0;
+    std::uint32_t pair = 0; ///< id and flags
 
-    [[gnu::always_inline]] constexpr explicit descriptor(const two_words& words) noexcept {
-      const auto rest = packed::unpack<E>(words.rest);
-      data = {to_order<E>(words.address), rest.length};
-      id = rest.id;
-      flags = rest.flags;
+    [[gnu::always_inline]] constexpr explicit descriptor(const two_words& words) noexcept
+        : data{to_order<E>(words.address), packed::length_of<E>(words.rest)},
+          pair(packed::pair_of<E>(words.rest)) {}
+
+    [[nodiscard]] constexpr std::uint16_t id() const noexcept {
+      return static_cast<std::uint16_t>(pair);
+    }
+    [[nodiscard]] constexpr bool has(std::uint16_t flag) const noexcept {
+      return (pair & packed::in_pair(flag)) != 0;
     }
   };
 
@@ -405,10 +410,10 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
 
   /// Whether the driver made the next chain available.
   [[nodiscard]] constexpr result<bool> has_available() noexcept {
-    const auto rest = packed::unpack<E>(rings_.table.template load<std::uint64_t>(
-        packed::descriptor_rest(next_available_.index), order::relaxed));
+    const auto rest = rings_.table.template load<std::uint64_t>(
+        packed::descriptor_rest(next_available_.index), order::relaxed);
     if (!memory_->good()) return error::memory_lost;
-    return next_available_.is_available(rest);
+    return next_available_.is_available(packed::pair_of<E>(rest));
   }
 
   /// Pops up to `budget` chains, has each handled, and stages or keeps it; why it ended.
@@ -435,15 +440,17 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
     two_words words;
     if (const error e = read_first(at.table, at.available, words); e != error::none) return e;
     const descriptor first(words);
-    std::uint16_t id = first.id;
+    std::uint16_t id = first.id();
     std::uint32_t descriptors = 1;
     std::uint64_t writable_bytes = 0;
+    bool has_writable = true;
     disposition answer;
     // A single buffer, the usual case, takes no detour over the storage.
-    if ((first.flags & chain_flags) == 0) [[likely]] {
+    if ((first.pair & chain_flags) == 0) [[likely]] {
       if (const error e = check(at.held, at.size, id, 1); e != error::none) return e;
       answer = handle(chain({id, at.epoch}, &first.data, 1, 0));
-    } else if ((first.flags & chain_flags) == packed::flag_write) {
+      has_writable = false;
+    } else if ((first.pair & chain_flags) == write_flag) {
       if (const error e = check(at.held, at.size, id, 1); e != error::none) return e;
       answer = handle(chain({id, at.epoch}, &first.data, 0, 1));
       writable_bytes = first.data.length;
@@ -457,7 +464,7 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
     }
     const bool is_early = IsInOrder && at.held != 0;
     if (!answer.is_used || is_early) {
-      keep(at.available, id, descriptors);
+      keep(at.available.index, at.available.used_flags, id, descriptors);
       at.held += descriptors;
       at.available.advance(descriptors, at.size);
       return answer.is_used ? error::used_out_of_order : error::none;
@@ -466,7 +473,8 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
       extend_run(at.table, at.available, at.run, at.staged, id, answer.length,
                  answer.length == writable_bytes);
     else
-      put_used(at.table, at.next_used(), at.staged, id, answer.length);
+      put_used(at.table, at.next_used(), at.staged, id, answer.length,
+               has_writable && answer.length != 0);
     at.available.advance(descriptors, at.size);
     return error::none;
   }
@@ -477,7 +485,7 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
     words.rest =
         table.template load<std::uint64_t>(packed::descriptor_rest(at.index), order::acquire);
     if (!memory_->good()) return error::memory_lost;
-    if (!at.is_available(packed::unpack<E>(words.rest))) return error::queue_empty;
+    if (!at.is_available(packed::pair_of<E>(words.rest))) return error::queue_empty;
     words.address =
         table.template load<std::uint64_t>(packed::descriptor_address(at.index), order::plain);
     return memory_->good() ? error::none : error::memory_lost;
@@ -505,32 +513,33 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
     chain_progress to;
     popped.descriptors = 1;
     descriptor d(words);
-    if ((d.flags & packed::flag_indirect) != 0) {
+    if (d.has(packed::flag_indirect)) {
       if (const error e = read_table(d, to); e != error::none) return e;
     } else {
       while (true) {
         if (const error e = append(d, to); e != error::none) return broken(e);
-        if ((d.flags & packed::flag_next) == 0) break;
+        if (!d.has(packed::flag_next)) break;
         if (++index == size) index = 0;
         d = descriptor(two_words{
             table.template load<std::uint64_t>(packed::descriptor_address(index), order::plain),
             table.template load<std::uint64_t>(packed::descriptor_rest(index), order::relaxed)});
         if (!memory_->good()) return error::memory_lost;
-        if ((d.flags & packed::flag_indirect) != 0) return broken(error::indirect_in_chain);
+        if (d.has(packed::flag_indirect)) return broken(error::indirect_in_chain);
         ++popped.descriptors;
       }
     }
     if (to.is_too_long()) return broken(error::chain_bytes_overflow);
-    if (const error e = check(held_descriptors_, size, d.id, popped.descriptors); e != error::none)
+    if (const error e = check(held_descriptors_, size, d.id(), popped.descriptors);
+        e != error::none)
       return e;
-    popped.buffers = to.finish({d.id, epoch_}, buffers_.data());
+    popped.buffers = to.finish({d.id(), epoch_}, buffers_.data());
     return error::none;
   }
 
   /// Reads the indirect table that a descriptor refers to; it may lie anywhere, unaligned.
   [[gnu::noinline]] constexpr error read_table(const descriptor& d, chain_progress& to) noexcept {
     if (!has_indirect_) return broken(error::indirect_not_negotiated);
-    if ((d.flags & packed::flag_next) != 0) return broken(error::indirect_with_next);
+    if (d.has(packed::flag_next)) return broken(error::indirect_with_next);
     const guest_address table = d.data.address;
     const std::uint32_t length = d.data.length;
     if (length == 0 || length % packed::descriptor_size != 0) return broken(error::indirect_length);
@@ -551,7 +560,7 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
   }
 
   [[gnu::always_inline]] constexpr error append(const descriptor& d, chain_progress& to) noexcept {
-    return to.append(d.data, (d.flags & packed::flag_write) != 0, buffers_.first(size_));
+    return to.append(d.data, d.has(packed::flag_write), buffers_.data(), size_);
   }
 
   /// Adds a chain to the run that one used descriptor stands for.
@@ -568,15 +577,15 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
   /// Writes the descriptor of the run, if there is one.
   [[gnu::always_inline]] static constexpr void
   end_run(window_of<M>& table, ring_place at, in_order_run& run, held_back& staged) noexcept {
-    if (run.start != at) put_used(table, run.start, staged, run.id, run.length);
+    if (run.start != at) put_used(table, run.start, staged, run.id, run.length, run.length != 0);
     run.start = at;
   }
 
   [[gnu::always_inline]] static constexpr void put_used(window_of<M>& table, ring_place at,
                                                         held_back& staged, std::uint16_t id,
-                                                        std::uint32_t length) noexcept {
-    const unsigned flags = at.used_flags | (length != 0 ? packed::flag_write : 0u);
-    const auto word = packed::pack<E>({length, id, static_cast<std::uint16_t>(flags)});
+                                                        std::uint32_t length,
+                                                        bool is_written) noexcept {
+    const auto word = packed::pack<E>(length, id | at.used_flags | (is_written ? write_flag : 0));
     if (staged.is_there) [[likely]]
       table.template store<std::uint64_t>(packed::descriptor_rest(at.index), word, order::relaxed);
     else
@@ -596,8 +605,9 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
     --held_chains_;
     held_descriptors_ -= descriptors_[id];
   }
-  [[gnu::noinline]] constexpr void keep(ring_place at, std::uint16_t id,
-                                        std::uint32_t descriptors) noexcept {
+  [[gnu::noinline]] constexpr void keep(std::uint32_t index, std::uint32_t used_flags,
+                                        std::uint16_t id, std::uint32_t descriptors) noexcept {
+    const ring_place at{index, used_flags};
     descriptors_[id] = static_cast<std::uint16_t>(descriptors);
     mark(id);
     if (kept_to_ != at) kept_in_a_row_ = 0;
@@ -612,6 +622,7 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
   std::span<std::uint16_t> popped_; ///< by ring entry, at a kept chain's first and last: its id
   std::span<std::uint16_t> descriptors_; ///< by id
   std::span<std::uint32_t> in_flight_;
+  std::uint32_t* lives_;
   M* memory_ = nullptr;
   packed_rings<M> rings_;
   std::uint32_t size_ = 0;    ///< entries

@@ -61,10 +61,8 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_driv
     // Every descriptor looks used in the round before: neither available nor used in this one.
     ring_place at = first;
     for (std::uint32_t i = 0; i != size_; ++i, at.advance(1, size_))
-      put_rest(
-          rings_.table, at.index,
-          packed::pack<E>({0, 0, static_cast<std::uint16_t>(at.used_flags ^ ring_place::both)}),
-          order::relaxed);
+      put_rest(rings_.table, at.index, packed::pack<E>(0, at.used_flags ^ ring_place::both),
+               order::relaxed);
     put_event({first.word(), wanted_flags()});
     device_event->template store<std::uint32_t>(0, 0, order::relaxed);
     if (memory.good()) return {};
@@ -221,9 +219,9 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_driv
     if (refusal_ != error::none) return false;
     put_event({next_used_.word(), wanted_flags()});
     memory_->fence();
-    const auto rest = packed::unpack<E>(rings_.table.template load<std::uint64_t>(
-        packed::descriptor_rest(next_used_.index), order::relaxed));
-    return memory_->good() && (run_.is_there || next_used_.is_used(rest));
+    const auto rest = rings_.table.template load<std::uint64_t>(
+        packed::descriptor_rest(next_used_.index), order::relaxed);
+    return memory_->good() && (run_.is_there || next_used_.is_used(packed::pair_of<E>(rest)));
   }
 
   /// Says that notifications are not needed now: a hint, the device may notify all the same.
@@ -244,7 +242,8 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_driv
                               .next_available = next_available_.word(),
                               .next_used = next_used_.word(),
                               .unasked = unasked_,
-                              .run_end = run_.is_there ? run_.last : no_run,
+                              .run_end =
+                                  run_.is_there ? static_cast<std::uint16_t>(run_.last) : no_run,
                               .run_length = run_.length,
                               .first_free = first_free_,
                               .cause = cause_};
@@ -293,7 +292,7 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_driv
   /// Under IN_ORDER: what the used descriptor read last stands for.
   struct in_order_run {
     std::uint32_t length = 0; ///< of its last chain
-    std::uint16_t last = 0;   ///< that chain's id
+    std::uint32_t last = 0;   ///< that chain's id
     bool is_there = false;    ///< not all of it was taken
   };
 
@@ -302,8 +301,7 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_driv
     window_of<M> table;
     driver_slot* slots = nullptr;
     std::uint32_t size = 0;
-    std::uint32_t published = 0; ///< chains
-    std::uint32_t staged = 0;    ///< chains
+    bool has_staged = false;
   };
 
   constexpr result<void> map(M& memory, const queue_layout& layout, const feature_set& features,
@@ -352,8 +350,8 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_driv
                                                               std::uint16_t id,
                                                               unsigned flags) noexcept {
     put_address(ring.table, at.index, data.address);
-    const auto word = packed::pack<E>(
-        {data.length, id, static_cast<std::uint16_t>(flags | at.available_flags())});
+    const auto word =
+        packed::pack<E>(data.length, id | packed::in_pair(flags) | at.available_flags());
     if (staged.is_there) [[likely]]
       put_rest(ring.table, at.index, word, order::relaxed);
     else
@@ -363,7 +361,7 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_driv
   template <bool IsInOrder, class Next>
   [[gnu::always_inline]] constexpr void put_each(std::uint32_t count, Next& next) noexcept {
     // In locals: members would be reloaded after every store to the ring.
-    view ring{.table = rings_.table, .slots = slots_.data(), .size = size_};
+    view ring{rings_.table, slots_.data(), size_};
     ring_place at = next_available_;
     held_back staged = staged_;
     std::uint16_t first_free = first_free_;
@@ -411,7 +409,7 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_driv
     slot.writable = static_cast<std::uint32_t>(writable_bytes);
     slot.descriptors = needed;
     slot.position = added_;
-    view ring{.table = rings_.table, .slots = slots_.data(), .size = size_};
+    view ring{rings_.table, slots_.data(), size_};
     if (is_indirect) {
       const std::size_t first = std::size_t{id} * indirect_.entries;
       std::size_t at = first;
@@ -446,11 +444,10 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_driv
   [[gnu::always_inline]] constexpr error take_each(std::uint32_t budget, std::uint32_t& count,
                                                    Handler& handle) noexcept {
     // In locals: members would be reloaded after every atomic access.
-    const view ring{rings_.table, slots_.data(), size_, published_chains_,
-                    added_ - published_chains_};
+    const view ring{rings_.table, slots_.data(), size_, added_ != published_chains_};
     ring_place at = next_used_;
     std::uint16_t first_free = first_free_;
-    std::uint32_t taken = 0;
+    std::uint32_t left = budget;
     in_order_run run;
     if constexpr (IsInOrder) run = run_;
     error failure = error::none;
@@ -459,13 +456,13 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_driv
         failure = take_oldest(ring, at, run, handle);
       else
         failure = take_any(ring, at, first_free, handle);
-    } while (failure == error::none && ++taken != budget);
+    } while (failure == error::none && --left != 0);
     if constexpr (IsInOrder) run_ = run;
     free_ += entries_between(next_used_, at, size_);
     next_used_ = at;
     first_free_ = first_free;
-    returned_ += taken;
-    count = taken;
+    count = budget - left;
+    returned_ += count;
     return failure;
   }
 
@@ -473,11 +470,11 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_driv
   template <class Handler>
   [[gnu::always_inline]] constexpr error
   take_any(const view& ring, ring_place& at, std::uint16_t& first_free, Handler& handle) noexcept {
-    packed::descriptor_fields used;
+    used_descriptor used;
     if (const error e = read_used(ring, at, used); e != error::none) return e;
     driver_slot& slot = ring.slots[used.id];
     slot.next = first_free;
-    first_free = used.id;
+    first_free = static_cast<std::uint16_t>(used.id);
     give_back(ring, slot, at, used.length, handle);
     return error::none;
   }
@@ -487,7 +484,7 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_driv
   [[gnu::always_inline]] constexpr error take_oldest(const view& ring, ring_place& at,
                                                      in_order_run& run, Handler& handle) noexcept {
     if (!run.is_there) {
-      packed::descriptor_fields used;
+      used_descriptor used;
       if (const error e = read_used(ring, at, used); e != error::none) return e;
       run = {used.length, used.id, true};
     }
@@ -499,22 +496,31 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_driv
     return error::none;
   }
 
+  struct used_descriptor {
+    std::uint32_t id = 0;
+    std::uint32_t length = 0;
+  };
+
   /// Reads the next used descriptor, once, if there is one; the chain it names is in flight.
   [[gnu::always_inline]] constexpr error read_used(const view& ring, const ring_place& at,
-                                                   packed::descriptor_fields& used) noexcept {
-    used = packed::unpack<E>(
-        ring.table.template load<std::uint64_t>(packed::descriptor_rest(at.index), order::acquire));
+                                                   used_descriptor& used) noexcept {
+    const auto rest =
+        ring.table.template load<std::uint64_t>(packed::descriptor_rest(at.index), order::acquire);
     if (!memory_->good()) return error::memory_lost;
-    if (!at.is_used(used)) return error::queue_empty;
+    const std::uint32_t pair = packed::pair_of<E>(rest);
+    if (!at.is_used(pair)) return error::queue_empty;
+    used = {pair & 0xffff, packed::length_of<E>(rest)};
     if (used.id >= ring.size) [[unlikely]]
       return broken(error::used_id_out_of_range);
     const driver_slot& slot = ring.slots[used.id];
-    // The device can't know what is staged only.
-    const std::uint32_t staged = added_ - published_chains_;
-    if (slot.descriptors == 0 || (staged != 0 && slot.position - published_chains_ < staged))
-        [[unlikely]]
+    if (slot.descriptors == 0 || (ring.has_staged && is_staged(slot))) [[unlikely]]
       return broken(error::used_id_not_in_flight);
     return error::none;
+  }
+
+  /// The device can't know what is staged only.
+  [[nodiscard]] constexpr bool is_staged(const driver_slot& slot) const noexcept {
+    return slot.position - published_chains_ < added_ - published_chains_;
   }
 
   template <class Handler>

@@ -44,33 +44,35 @@ map_packed_rings(M& memory, const queue_layout& layout, queue_side side,
 }
 
 /// A place in a packed ring: an entry, and the wrap counter of the side that is there, as the flags
-/// of a descriptor that is used in this round. Spec: "Driver and Device Ring Wrap Counters".
+/// of a descriptor that is used in this round (`packed::in_pair`).
+/// Spec: "Driver and Device Ring Wrap Counters".
 struct ring_place {
-  static constexpr std::uint32_t both = packed::flag_available | packed::flag_used;
+  static constexpr std::uint32_t used = packed::in_pair(packed::flag_used);
+  static constexpr std::uint32_t both = packed::in_pair(packed::flag_available) | used;
 
   std::uint32_t index = 0;
   std::uint32_t used_flags = both; ///< `both` or none
 
   /// The flags of a descriptor that is available in this round.
   [[nodiscard]] [[gnu::always_inline]] constexpr std::uint32_t available_flags() const noexcept {
-    return used_flags ^ packed::flag_used;
+    return used_flags ^ used;
   }
 
-  /// Whether the descriptor there is available, or used, in this round.
+  /// Whether the descriptor there is available, or used, in this round; of its id and flags.
   [[nodiscard]] [[gnu::always_inline]] constexpr bool
-  is_available(packed::descriptor_fields d) const noexcept {
-    return ((d.flags ^ used_flags) & both) == packed::flag_used;
+  is_available(std::uint32_t pair) const noexcept {
+    return ((pair ^ used_flags) & both) == used;
   }
-  [[nodiscard]] [[gnu::always_inline]] constexpr bool
-  is_used(packed::descriptor_fields d) const noexcept {
-    return ((d.flags ^ used_flags) & both) == 0;
+  [[nodiscard]] [[gnu::always_inline]] constexpr bool is_used(std::uint32_t pair) const noexcept {
+    return ((pair ^ used_flags) & both) == 0;
   }
 
   /// Goes on by up to `size` entries.
   [[gnu::always_inline]] constexpr void advance(std::uint32_t entries,
                                                 std::uint32_t size) noexcept {
     index += entries;
-    if (index < size) return;
+    if (index < size) [[likely]]
+      return;
     index -= size;
     used_flags ^= both;
   }
@@ -87,7 +89,7 @@ struct ring_place {
   /// The entry with the wrap counter in bit 15, as event suppression structures and saved states
   /// have it.
   [[nodiscard]] constexpr std::uint16_t word() const noexcept {
-    return static_cast<std::uint16_t>(index | (used_flags & 0x8000));
+    return static_cast<std::uint16_t>(index | (used_flags == 0 ? 0u : 0x8000u));
   }
   [[nodiscard]] static constexpr ring_place of(std::uint16_t word) noexcept {
     return {word & 0x7fffu, (word & 0x8000) != 0 ? both : 0};

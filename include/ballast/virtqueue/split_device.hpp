@@ -36,7 +36,8 @@ template <guest_memory M, std::endian E = std::endian::little> class split_devic
   /// `storage` must outlive the queue and stay where it is.
   template <std::uint32_t N>
   constexpr explicit split_device(device_queue_storage<N>& storage) noexcept
-      : buffers_(storage.buffers), popped_(storage.popped), in_flight_(storage.in_flight) {}
+      : buffers_(storage.buffers), popped_(storage.popped), in_flight_(storage.in_flight),
+        lives_(&storage.lives) {}
 
   /// Begins a new life at `first_index` (0 on real devices): chains of the last one are stale.
   /// Errors: `invalid_queue_size`, `storage_too_small`, the memory's; the queue is detached then.
@@ -57,7 +58,7 @@ template <guest_memory M, std::endian E = std::endian::little> class split_devic
     next_available_ = next_used_ = 0;
     kept_from_ = kept_to_ = 0;
     for (std::uint32_t& bits : in_flight_) bits = 0;
-    ++epoch_;
+    epoch_ = ++*lives_;
   }
 
   /// Takes up the queue again where `detach` left it; it may lie elsewhere, of the same size and
@@ -494,20 +495,13 @@ template <guest_memory M, std::endian E = std::endian::little> class split_devic
             table.template load<std::uint64_t>(split::descriptor_rest(i), order::plain)};
   }
 
-  /// What was read of a chain so far.
-  struct progress {
-    std::uint32_t buffers = 0;
-    std::uint32_t readable = 0;
-    std::uint64_t bytes = 0;
-  };
-
   /// Reads and checks a chain whose first descriptor has these words, into the storage; each
   /// descriptor once. Bounded by the queue size, as the driver's chains are.
   [[gnu::noinline]] constexpr error read_rest(std::uint16_t head, two_words words,
                                               chain& popped) noexcept {
     const window_of<M> table = rings_.table;
     const std::uint32_t size = size_;
-    progress to;
+    chain_progress to;
     descriptor d(words);
     while ((d.flags & split::flag_indirect) == 0) {
       if (const error e = append(d, size, to); e != error::none) return broken(e);
@@ -521,14 +515,14 @@ template <guest_memory M, std::endian E = std::endian::little> class split_devic
   }
 
   /// Reads the indirect table that a chain may end in; it may lie anywhere, unaligned.
-  [[gnu::noinline]] constexpr error read_table(descriptor d, progress& to) noexcept {
+  [[gnu::noinline]] constexpr error read_table(descriptor d, chain_progress& to) noexcept {
     if (!has_indirect_) return broken(error::indirect_not_negotiated);
     if ((d.flags & split::flag_next) != 0) return broken(error::indirect_with_next);
     const guest_address table = d.data.address;
     const std::uint32_t length = d.data.length, size = size_;
     if (length == 0 || length % split::descriptor_size != 0) return broken(error::indirect_length);
     if (table + (length - 1) < table) return broken(error::indirect_outside);
-    progress sum = to;
+    chain_progress sum = to;
     std::uint32_t index = 0;
     do {
       struct entry {
@@ -550,19 +544,14 @@ template <guest_memory M, std::endian E = std::endian::little> class split_devic
   }
 
   [[gnu::always_inline]] constexpr error append(const descriptor& d, std::uint32_t size,
-                                                progress& to) noexcept {
-    if (to.buffers == size) return error::chain_loops;
-    if ((d.flags & split::flag_write) == 0 && to.readable++ != to.buffers)
-      return error::readable_after_writable;
-    buffers_[to.buffers++] = d.data;
-    to.bytes += d.data.length;
-    return error::none;
+                                                chain_progress& to) noexcept {
+    return to.append(d.data, (d.flags & split::flag_write) != 0, buffers_.data(), size);
   }
 
-  [[gnu::always_inline]] constexpr error finish(std::uint16_t head, const progress& to,
+  [[gnu::always_inline]] constexpr error finish(std::uint16_t head, const chain_progress& to,
                                                 chain& popped) noexcept {
-    if (to.bytes > 1ull << 32) return broken(error::chain_bytes_overflow);
-    popped = chain({head, epoch_}, buffers_.data(), to.readable, to.buffers - to.readable);
+    if (to.is_too_long()) return broken(error::chain_bytes_overflow);
+    popped = to.finish({head, epoch_}, buffers_.data());
     return error::none;
   }
 
@@ -610,6 +599,7 @@ template <guest_memory M, std::endian E = std::endian::little> class split_devic
   std::span<buffer> buffers_;
   std::span<std::uint16_t> popped_;
   std::span<std::uint32_t> in_flight_;
+  std::uint32_t* lives_;
   M* memory_ = nullptr;
   /// Of the driver's event word; 0: detached, or publishing takes more than a store and a look.
   std::size_t event_offset_ = 0;
