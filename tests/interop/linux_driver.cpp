@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Linux's driver, virtio_ring.c, against our split_device over mapped_memory.
+// Linux's driver, virtio_ring.c, against our virtqueue_device over mapped_memory, in both formats.
 
 #include <ballast/memory/mapped_memory.hpp>
-#include <ballast/virtqueue/split_device.hpp>
+#include <ballast/virtqueue/virtqueue.hpp>
 
 #include "linux_ring.h"
 #include "traffic.hpp"
@@ -19,12 +19,16 @@ using namespace interop;
 // Linux's driver puts every chain of two buffers and more into a table, of any length. A chain
 // longer than the ring is forbidden all the same ("Indirect Descriptors") and breaks our queue, so
 // the traffic has none.
-constexpr bool has_indirect = true;
+constexpr bool has_tables_for_all = true;
 
 class linux_side {
  public:
-  explicit linux_side(const configuration& of)
-      : size_(of.size), ring_(static_cast<std::byte*>(std::aligned_alloc(4096, bytes(of.size)))) {
+  explicit linux_side(const configuration& of) : size_(of.size) {
+    if (of.is_packed) {
+      driver_.reset(linux_driver_create_packed(of.size, of.has_event_index, of.has_indirect));
+      return;
+    }
+    ring_.reset(static_cast<std::byte*>(std::aligned_alloc(4096, bytes(of.size))));
     std::memset(ring_.get(), 0, bytes(of.size));
     driver_.reset(linux_driver_create(of.size, of.has_event_index, of.has_indirect, ring_.get()));
   }
@@ -107,6 +111,7 @@ class our_side {
     ballast::feature_set features{ballast::feature::version_1};
     if (of.has_event_index) features.set(ballast::feature::event_idx);
     if (of.has_indirect) features.set(ballast::feature::indirect_desc);
+    if (of.is_packed) features.set(ballast::feature::ring_packed);
     start_ = queue_.start(memory_, layout, features).error();
   }
 
@@ -168,7 +173,7 @@ class our_side {
 
   ballast::mapped_memory memory_;
   ballast::device_queue_storage<most_chains> storage_;
-  ballast::split_device<ballast::mapped_memory> queue_{storage_};
+  ballast::virtqueue_device<ballast::mapped_memory> queue_{storage_};
   ballast::error start_ = ballast::error::none;
 };
 
@@ -181,4 +186,6 @@ bool run(const configuration& of, std::uint64_t chains, std::uint64_t seed) {
 
 } // namespace
 
-int main(int argc, char** argv) { return run_all("Linux's driver", has_indirect, argc, argv, run); }
+int main(int argc, char** argv) {
+  return run_all("Linux's driver", true, has_tables_for_all, argc, argv, run);
+}

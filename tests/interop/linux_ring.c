@@ -20,6 +20,9 @@ void *__user_addr_min, *__user_addr_max;
 bool virtqueue_kick_prepare(struct virtqueue* queue);
 bool virtqueue_is_broken(const struct virtqueue* queue);
 const struct vring* virtqueue_get_vring(const struct virtqueue* queue);
+u64 virtqueue_get_desc_addr(const struct virtqueue* queue);
+u64 virtqueue_get_avail_addr(const struct virtqueue* queue);
+u64 virtqueue_get_used_addr(const struct virtqueue* queue);
 
 enum { ring_alignment = 4096, most_buffers = 64 };
 
@@ -50,18 +53,37 @@ static void count_call(struct virtqueue* queue) {
 
 size_t linux_driver_ring_bytes(unsigned size) { return vring_size(size, ring_alignment); }
 
-struct linux_driver* linux_driver_create(unsigned size, int has_event_index, int has_indirect,
-                                         void* ring) {
+static struct linux_driver* create(u64 features) {
   struct linux_driver* driver = calloc(1, sizeof *driver);
   if (!driver) return NULL;
-  driver->device.features = feature_bits(has_event_index, has_indirect);
+  driver->device.features = features;
   INIT_LIST_HEAD(&driver->device.vqs);
   spin_lock_init(&driver->device.vqs_list_lock);
-  driver->queue = vring_new_virtqueue(0, size, ring_alignment, &driver->device, true, false, ring,
-                                      refuse_to_notify, count_call, "interop");
-  if (driver->queue) return driver;
+  return driver;
+}
+
+static struct linux_driver* with(struct linux_driver* driver, struct virtqueue* queue) {
+  driver->queue = queue;
+  if (queue) return driver;
   free(driver);
   return NULL;
+}
+
+struct linux_driver* linux_driver_create(unsigned size, int has_event_index, int has_indirect,
+                                         void* ring) {
+  struct linux_driver* driver = create(feature_bits(has_event_index, has_indirect));
+  if (!driver) return NULL;
+  return with(driver, vring_new_virtqueue(0, size, ring_alignment, &driver->device, true, false,
+                                          ring, refuse_to_notify, count_call, "interop"));
+}
+
+struct linux_driver* linux_driver_create_packed(unsigned size, int has_event_index,
+                                                int has_indirect) {
+  struct linux_driver* driver =
+      create(feature_bits(has_event_index, has_indirect) | 1ull << VIRTIO_F_RING_PACKED);
+  if (!driver) return NULL;
+  return with(driver, vring_create_virtqueue(0, size, ring_alignment, &driver->device, true, false,
+                                             false, refuse_to_notify, count_call, "interop"));
 }
 
 void linux_driver_destroy(struct linux_driver* driver) {
@@ -70,10 +92,17 @@ void linux_driver_destroy(struct linux_driver* driver) {
 }
 
 void linux_driver_areas(const struct linux_driver* driver, uint64_t areas[3]) {
-  const struct vring* ring = virtqueue_get_vring(driver->queue);
-  areas[0] = (uintptr_t)ring->desc;
-  areas[1] = (uintptr_t)ring->avail;
-  areas[2] = (uintptr_t)ring->used;
+  if (virtio_has_feature(&driver->device, VIRTIO_F_RING_PACKED)) {
+    areas[0] = virtqueue_get_desc_addr(driver->queue);
+    areas[1] = virtqueue_get_avail_addr(driver->queue);
+    areas[2] = virtqueue_get_used_addr(driver->queue);
+  } else {
+    // Those functions want a ring that Linux allocated.
+    const struct vring* ring = virtqueue_get_vring(driver->queue);
+    areas[0] = (uintptr_t)ring->desc;
+    areas[1] = (uintptr_t)ring->avail;
+    areas[2] = (uintptr_t)ring->used;
+  }
 }
 
 int linux_driver_add(struct linux_driver* driver, const struct linux_buffer* buffers,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
 
-// Linux's own ends of a split virtqueue, in this process: addresses are pointers. What the build of
+// Linux's own ends of a virtqueue, in this process: addresses are pointers. What the build of
 // the tests makes of it contains code of Linux and stays in the build directory.
 
 #include <stddef.h>
@@ -24,8 +24,11 @@ struct linux_driver;
 size_t linux_driver_ring_bytes(unsigned size);
 struct linux_driver* linux_driver_create(unsigned size, int has_event_index, int has_indirect,
                                          void* ring);
+// A packed ring, which Linux allocates itself.
+struct linux_driver* linux_driver_create_packed(unsigned size, int has_event_index,
+                                                int has_indirect);
 void linux_driver_destroy(struct linux_driver* driver);
-// Descriptor table, available ring, used ring.
+// Descriptor, driver and device area.
 void linux_driver_areas(const struct linux_driver* driver, uint64_t areas[3]);
 // The readable buffers, then the writable ones; at most 64. 0 or a negative errno: -ENOSPC where
 // the ring is full.

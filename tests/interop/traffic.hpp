@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
 
-// Random chains between any driver and any device of a split virtqueue in this process, in one
+// Random chains between any driver and any device of a virtqueue in this process, in one
 // thread that interleaves the two at random. Notifications are followed exactly: a side that sleeps
 // runs again only when the other one was told to notify it, so a lost notification is a stall.
 
@@ -54,6 +54,9 @@ struct configuration {
   std::uint32_t size = 0;
   bool has_event_index = false;
   bool has_indirect = false;
+  bool is_packed = false;
+  /// Whether the driver puts every chain of two buffers and more into an indirect table.
+  bool has_tables_for_all = false;
 };
 
 /// The run of bytes that a chain with this key carries.
@@ -82,6 +85,10 @@ struct chain_record {
   std::uint32_t used_length = 0;
   place at = place::driver;
 
+  /// Of the ring, that it takes.
+  [[nodiscard]] std::uint32_t descriptors(const configuration& of) const noexcept {
+    return of.has_indirect && of.has_tables_for_all ? 1 : readable + writable;
+  }
   [[nodiscard]] std::span<const ballast::buffer> readable_part() const noexcept {
     return std::span(buffers).first(readable);
   }
@@ -106,7 +113,7 @@ struct verdict {
 struct notification_count {
   std::uint64_t asked = 0;
   std::uint64_t sent = 0;
-  std::uint16_t index = 0; ///< when asked last
+  std::uint64_t steps = 0; ///< of the index (split) or descriptors (packed), when asked last
 };
 
 /// Joins the two sides.
@@ -126,9 +133,9 @@ template <class Driver, class Device> class exchange {
  public:
   exchange(const configuration& of, const ballast::queue_layout& layout, std::uint64_t chains,
            std::uint64_t seed, Driver& driver, Device& device)
-      : size_(of.size), has_event_index_(of.has_event_index), layout_(layout), wanted_(chains),
-        driver_(&driver), device_(&device),
-        random_(mixed(seed) ^ mixed(of.size * 4 + of.has_event_index * 2u + of.has_indirect)),
+      : of_(of), size_(of.size), layout_(layout), wanted_(chains), driver_(&driver),
+        device_(&device), random_(mixed(seed) ^ mixed(of.size * 4 + of.has_event_index * 2u +
+                                                      of.has_indirect + of.is_packed * (1u << 20))),
         records_(of.size), slots_(of.size * slot_bytes) {
     for (std::uint32_t id = of.size; id-- > 0;) free_.push_back(id);
   }
@@ -177,6 +184,10 @@ template <class Driver, class Device> class exchange {
            (device_is_awake_ ? "awake" : "asleep");
   }
 
+  [[nodiscard]] std::uint32_t steps(const chain_record& chain) const noexcept {
+    return of_.is_packed ? chain.descriptors(of_) : 1;
+  }
+
   [[nodiscard]] bool may_submit() const noexcept {
     return !is_full_ && !is_draining_ && submitted_ < wanted_ && !free_.empty();
   }
@@ -204,21 +215,42 @@ template <class Driver, class Device> class exchange {
     if (chosen == complete) step_complete();
   }
 
-  // Whether the ring at `area`, the other side's, asks for a notification now that the index went
-  // from where it was last time to `now`. Reads the ring for itself.
-  bool is_wanted(std::uint64_t area, std::uint32_t event_offset, std::uint64_t now,
+  // Whether the other side, whose part of the ring is at `area`, asks for a notification now that
+  // so many steps were made. Reads the ring for itself.
+  bool is_wanted(std::uint64_t area, std::uint32_t split_event, std::uint64_t now,
                  notification_count& count) {
-    std::uint16_t flags = 0, event = 0;
-    std::memcpy(&flags, pointer(area), 2);
-    std::memcpy(&event, pointer(area + event_offset), 2);
-    const std::uint16_t old = std::exchange(count.index, static_cast<std::uint16_t>(now));
-    const auto covered = static_cast<std::uint16_t>(now - old);
-    if (has_event_index_ && flags != 0) fail("flags are not 0 in spite of the event index");
-    const bool wanted =
-        has_event_index_ ? static_cast<std::uint16_t>(event - old) < covered : flags == 0;
+    const std::uint64_t old = std::exchange(count.steps, now);
+    const bool wanted = of_.is_packed ? is_wanted_packed(area, old, now)
+                                      : is_wanted_split(area, area + split_event, old, now);
     ++count.asked;
     if (wanted) ++count.sent;
     return wanted;
+  }
+
+  bool is_wanted_split(std::uint64_t flags_at, std::uint64_t event_at, std::uint64_t old,
+                       std::uint64_t now) {
+    const auto flags = at<std::uint16_t>(flags_at), event = at<std::uint16_t>(event_at);
+    if (of_.has_event_index && flags != 0) fail("flags are not 0 in spite of the event index");
+    if (!of_.has_event_index) return flags == 0;
+    return static_cast<std::uint16_t>(event - old) < static_cast<std::uint16_t>(now - old);
+  }
+
+  // An event of this round or, where the wrap counter is another, of the one before.
+  bool is_wanted_packed(std::uint64_t area, std::uint64_t old, std::uint64_t now) {
+    const auto place = at<std::uint16_t>(area), flags = at<std::uint16_t>(area + 2);
+    if (flags != 2) return flags == 0;
+    if (!of_.has_event_index) fail("an event in spite of no event index");
+    const std::uint64_t round = now / size_;
+    const bool is_this_round = (place >> 15 != 0) == (round % 2 == 0);
+    const std::uint64_t event =
+        (round + 1) * size_ + (place & 0x7fffu) - (is_this_round ? 0 : size_);
+    return event >= old + size_ && event < now + size_; // a round more: none is below zero
+  }
+
+  template <class T> static T at(std::uint64_t address) {
+    T value{};
+    std::memcpy(&value, pointer(address), sizeof value);
+    return value;
   }
 
   // --- the driver's side
@@ -239,6 +271,7 @@ template <class Driver, class Device> class exchange {
       made.at = chain_record::place::ring;
       available_.push_back(id);
       ++submitted_;
+      made_ += steps(made);
       driver_has_news_ = true;
     }
     is_draining_ = random_.one_in(32);
@@ -250,7 +283,7 @@ template <class Driver, class Device> class exchange {
     driver_->publish();
     driver_has_news_ = false;
     const bool is_due =
-        is_wanted(layout_.device_area, 4 + 8 * size_, submitted_, available_notifications);
+        is_wanted(layout_.device_area, 4 + 8 * size_, made_, available_notifications);
     if (driver_->should_notify() != is_due)
       fail(is_due ? "the driver did not notify" : "the driver notified unasked");
     if (is_due) device_is_notified_ = true;
@@ -353,6 +386,7 @@ template <class Driver, class Device> class exchange {
       held_.pop_back();
       r.at = chain_record::place::returned;
       ++completed_;
+      used_ += steps(r);
       if (!device_->give_back(r, payload_.make(~r.key, r.used_length)))
         return fail("the device could not return a chain");
       device_has_news_ = true;
@@ -370,8 +404,7 @@ template <class Driver, class Device> class exchange {
   void notify_driver() {
     device_->publish();
     device_has_news_ = false;
-    const bool is_due =
-        is_wanted(layout_.driver_area, 4 + 2 * size_, completed_, used_notifications);
+    const bool is_due = is_wanted(layout_.driver_area, 4 + 2 * size_, used_, used_notifications);
     if (device_->should_notify() != is_due)
       fail(is_due ? "the device did not notify" : "the device notified unasked");
     if (is_due) driver_is_notified_ = true;
@@ -408,14 +441,15 @@ template <class Driver, class Device> class exchange {
     }
     r.at = chain_record::place::returned;
     ++completed_;
+    used_ += steps(r);
     device_has_news_ = true;
     if (!view.write(payload_.make(~r.key, r.used_length)))
       fail("the device could not write its response");
     return {.length = r.used_length};
   }
 
+  configuration of_;
   std::uint32_t size_;
-  bool has_event_index_;
   ballast::queue_layout layout_;
   std::uint64_t wanted_; ///< chains
   Driver* driver_;
@@ -435,6 +469,8 @@ template <class Driver, class Device> class exchange {
   std::uint64_t received_ = 0;  ///< that the device got
   std::uint64_t completed_ = 0; ///< that it returned
   std::uint64_t returned_ = 0;  ///< that the driver's side got back
+  std::uint64_t made_ = 0;      ///< steps of the driver's place in the ring
+  std::uint64_t used_ = 0;      ///< of the device's
   std::string problem_;
   bool is_full_ = false;     ///< until a chain comes back
   bool is_draining_ = false; ///< until all chains are back
@@ -450,8 +486,9 @@ template <class Driver, class Device> class exchange {
 template <class Exchange>
 bool report(const char* name, const configuration& of, std::uint64_t chains, Exchange& run) {
   const std::string problem = run.run();
-  std::printf("%s %s, size %u, event index %s, indirect %s: ", problem.empty() ? "ok  " : "FAIL",
-              name, of.size, of.has_event_index ? "on" : "off", of.has_indirect ? "on" : "off");
+  std::printf("%s %s, %s, size %u, event index %s, indirect %s: ",
+              problem.empty() ? "ok  " : "FAIL", name, of.is_packed ? "packed" : "split", of.size,
+              of.has_event_index ? "on" : "off", of.has_indirect ? "on" : "off");
   const notification_count &to_device = run.available_notifications,
                            &to_driver = run.used_notifications;
   if (problem.empty())
@@ -470,7 +507,8 @@ bool report(const char* name, const configuration& of, std::uint64_t chains, Exc
 /// Runs every configuration, each the same whatever the others are. The arguments are the chains of
 /// each, by default enough for an index to wrap three times, and the seed.
 template <class Run>
-int run_all(const char* name, bool has_indirect, int argc, char** argv, Run&& run) {
+int run_all(const char* name, bool has_packed, bool has_tables_for_all, int argc, char** argv,
+            Run&& run) {
   const std::uint64_t chains = argc > 1 ? std::strtoull(argv[1], nullptr, 0) : 200'000;
   const std::uint64_t seed = argc > 2 ? std::strtoull(argv[2], nullptr, 0) : 1;
   if (argc > 3 || chains == 0) {
@@ -478,15 +516,17 @@ int run_all(const char* name, bool has_indirect, int argc, char** argv, Run&& ru
     return 2;
   }
   std::fprintf(stderr, "%s: seed %llu\n", name, static_cast<unsigned long long>(seed));
+  constexpr std::uint32_t split_sizes[] = {2, 4, 8, 16, 32, 64, 128, 256, 512, 1024};
+  constexpr std::uint32_t packed_sizes[] = {1, 2, 3, 5, 7, 16, 100, 256, 1000, 1024};
   bool is_good = true;
-  for (const bool indirect : {false, true}) {
-    if (indirect && !has_indirect) {
-      std::printf("skip %s, indirect on: not there yet\n", name);
-      break;
-    }
-    for (const bool event_index : {false, true})
-      for (std::uint32_t size = 2; size <= most_chains; size *= 2)
-        is_good &= run(configuration{size, event_index, indirect}, chains, seed);
+  for (const bool is_packed : {false, true}) {
+    if (is_packed && !has_packed) break;
+    for (const bool has_indirect : {false, true})
+      for (const bool has_event_index : {false, true})
+        for (const std::uint32_t size : is_packed ? packed_sizes : split_sizes)
+          is_good &=
+              run(configuration{size, has_event_index, has_indirect, is_packed, has_tables_for_all},
+                  chains, seed);
   }
   return is_good ? 0 : 1;
 }

@@ -111,7 +111,8 @@ struct ring_place {
 }
 
 /// Whether the other side is due a notification, now that this one has gone on by `steps` entries
-/// to `now` since it last asked. Spec: "Event Suppression Structure Format"; Linux:
+/// to `now` since it last asked. One that waits for its place is at most a round behind, so the
+/// place says which entry is meant. Spec: "Event Suppression Structure Format"; Linux:
 /// virtqueue_kick_prepare_packed().
 template <std::endian E>
 [[nodiscard]] constexpr bool is_event_due(std::uint32_t raw, bool has_event_index, ring_place now,
@@ -119,8 +120,7 @@ template <std::endian E>
   const auto event = packed::unpack_event<E>(raw);
   if (event.flags != packed::event_descriptor || !has_event_index)
     return event.flags != packed::event_disable; // reserved flags: better once too often
-  // More than a round: the place cannot say in which.
-  return steps > size || entries_between(ring_place::of(event.place), now, size) - 1 < steps;
+  return entries_between(ring_place::of(event.place), now, size) - 1 < steps;
 }
 
 } // namespace ballast
