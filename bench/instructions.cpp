@@ -4,12 +4,21 @@
 // Runs ROUNDS rounds of BATCH chains for an instruction counter; the difference of two runs of
 // different length is free of start and end. MODE:
 //
-//   split              driver and device, chains of one buffer
-//   split-resolved     the same, the device looks up where each buffer lies
-//   device             the device alone on a filled ring: the harness only moves the available
-//   index device-resolved in-order           as split, with IN_ORDER negotiated: one used element
-//   for a batch chain-resolved     chains of one buffer to read and two to write indirect-resolved
-//   the same in indirect tables
+//   split: driver and device, chains of one buffer
+//
+//   split-resolved: the same, the device looks up where each buffer lies
+//
+//   device: the device alone on a filled ring; the harness only moves the available index
+//
+//   device-resolved: the same, looking up where each buffer lies
+//
+//   in-order: as split, with IN_ORDER negotiated: one used element for a batch
+//
+//   packed, packed-in-order: as split and in-order, on a packed ring
+//
+//   chain-resolved: chains of one buffer to read and two to write
+//
+//   indirect-resolved: the same in indirect tables
 
 #include "round_trip.hpp"
 
@@ -40,10 +49,10 @@ template <class Round> [[gnu::noinline]] void repeat(std::uint64_t rounds, Round
   for (; rounds != 0; --rounds) round();
 }
 
-template <access_by By> bool run_split(std::uint64_t rounds, std::uint32_t batch) {
+template <class Format, access_by By> bool run_single(std::uint64_t rounds, std::uint32_t batch) {
   static two_regions guest;
-  static driver_side driver(guest);
-  static device_side<By> device(guest);
+  static driver_side<Format> driver(guest);
+  static device_side<Format, By> device(guest);
   if (batch == 1)
     repeat(rounds, []() __attribute__((always_inline)) { round_trip(driver, device, 1u); });
   else
@@ -51,12 +60,12 @@ template <access_by By> bool run_split(std::uint64_t rounds, std::uint32_t batch
   return driver.failures == 0 && device.failures == 0;
 }
 
-template <access_by By>
+template <class Format, access_by By>
 bool run_chains(std::uint64_t rounds, std::uint32_t batch, const ballast::feature_set& features,
                 bool is_single) {
   static two_regions guest;
-  static driver_side driver(guest, features);
-  static device_side<By> device(guest, features);
+  static driver_side<Format> driver(guest, features);
+  static device_side<Format, By> device(guest, features);
   const auto serve = [=]() __attribute__((always_inline)) {
     driver.ask_whether_to_notify();
     keep(driver);
@@ -79,17 +88,18 @@ bool run_chains(std::uint64_t rounds, std::uint32_t batch, const ballast::featur
   return driver.failures == 0 && device.failures == 0;
 }
 
+// The split ring only: there a single word makes chains available.
 template <access_by By> bool run_device(std::uint64_t rounds, std::uint32_t batch) {
   static two_regions guest;
-  static driver_side driver(guest);
-  static device_side<By> device(guest);
+  static driver_side<split_format> driver(guest);
+  static device_side<split_format, By> device(guest);
   // The driver fills the ring with every descriptor once and gets none back.
   driver.add(queue_size);
   driver.ask_whether_to_notify();
   if (device.consume(queue_size) != queue_size) return false;
   auto memory = *ballast::mapped_memory::over(guest.regions);
   static auto available =
-      *memory.window(two_regions::layout().driver_area, 4, 2, ballast::access::write);
+      *memory.window(split_format::layout().driver_area, 4, 2, ballast::access::write);
   static std::uint16_t index = queue_size;
   repeat(rounds, [=]() __attribute__((always_inline)) {
     index = static_cast<std::uint16_t>(index + batch);
@@ -118,19 +128,23 @@ int main(int count, char** arguments) {
   if (batch == 0 || batch > queue_size)
     is_good = false;
   else if (is_mode("split"))
-    is_good = run_split<access_by::address>(rounds, batch);
+    is_good = run_single<split_format, access_by::address>(rounds, batch);
   else if (is_mode("split-resolved"))
-    is_good = run_split<access_by::pointer>(rounds, batch);
+    is_good = run_single<split_format, access_by::pointer>(rounds, batch);
   else if (is_mode("device"))
     is_good = run_device<access_by::address>(rounds, batch);
   else if (is_mode("device-resolved"))
     is_good = run_device<access_by::pointer>(rounds, batch);
   else if (is_mode("in-order"))
-    is_good = run_chains<access_by::address>(rounds, batch, in_order_features, true);
+    is_good = run_chains<split_format, access_by::address>(rounds, batch, in_order_features, true);
+  else if (is_mode("packed"))
+    is_good = run_single<packed_format, access_by::address>(rounds, batch);
+  else if (is_mode("packed-in-order"))
+    is_good = run_chains<packed_format, access_by::address>(rounds, batch, in_order_features, true);
   else if (is_mode("chain-resolved"))
-    is_good = run_chains<access_by::pointer>(rounds, batch, usual_features, false);
+    is_good = run_chains<split_format, access_by::pointer>(rounds, batch, usual_features, false);
   else if (is_mode("indirect-resolved"))
-    is_good = run_chains<access_by::pointer>(rounds, batch, indirect_features, false);
+    is_good = run_chains<split_format, access_by::pointer>(rounds, batch, indirect_features, false);
   if (!is_good) std::fputs("a round went wrong, or there is no such MODE or BATCH\n", stderr);
   return is_good ? 0 : 1;
 }

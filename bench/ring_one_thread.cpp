@@ -11,10 +11,10 @@ namespace {
 
 using namespace bench;
 
-template <access_by By> void one_thread(benchmark::State& state) {
+template <class Format, access_by By> void one_thread(benchmark::State& state) {
   static two_regions guest;
-  static driver_side driver(guest);
-  static device_side<By> device(guest);
+  static driver_side<Format> driver(guest);
+  static device_side<Format, By> device(guest);
   const auto batch = static_cast<std::uint32_t>(state.range(0));
   for ([[maybe_unused]] auto _ : state) round_trip(driver, device, batch);
   if (driver.failures + device.failures != 0) state.SkipWithError("a round went wrong");
@@ -22,13 +22,18 @@ template <access_by By> void one_thread(benchmark::State& state) {
   state.SetLabel("buffer");
 }
 
-BENCHMARK(one_thread<access_by::address>)
+BENCHMARK(one_thread<split_format, access_by::address>)
     ->Name("one thread, to the device and back, batch")
     ->Arg(1)
     ->Arg(32)
     ->Arg(256);
-BENCHMARK(one_thread<access_by::pointer>)
+BENCHMARK(one_thread<split_format, access_by::pointer>)
     ->Name("one thread, each buffer resolved, batch")
+    ->Arg(1)
+    ->Arg(32)
+    ->Arg(256);
+BENCHMARK(one_thread<packed_format, access_by::address>)
+    ->Name("one thread, packed, to the device and back, batch")
     ->Arg(1)
     ->Arg(32)
     ->Arg(256);

@@ -6,6 +6,8 @@
 #include <ballast/virtio/features.hpp>
 #include <ballast/virtqueue/chain.hpp>
 #include <ballast/virtqueue/layout.hpp>
+#include <ballast/virtqueue/packed_device.hpp>
+#include <ballast/virtqueue/packed_driver.hpp>
 #include <ballast/virtqueue/split_device.hpp>
 #include <ballast/virtqueue/split_driver.hpp>
 
@@ -41,9 +43,6 @@ struct two_regions {
   two_regions(const two_regions&) = delete;
   two_regions& operator=(const two_regions&) = delete;
 
-  [[nodiscard]] static constexpr ballast::queue_layout layout() noexcept {
-    return ballast::split::place(low, queue_size).layout;
-  }
   /// One table of three entries for each descriptor.
   [[nodiscard]] static constexpr ballast::indirect_tables tables() noexcept {
     return {low + 0x2000, 3};
@@ -59,17 +58,38 @@ struct two_regions {
 inline constexpr ballast::feature_set usual_features{ballast::feature::version_1,
                                                      ballast::feature::event_idx};
 
+/// What a format of rings is to the harness: its two engines, and where its parts lie. What only
+/// one side writes has cache lines of its own, as where Linux places the rings.
+struct split_format {
+  template <ballast::guest_memory M> using driver = ballast::split_driver<M>;
+  template <ballast::guest_memory M> using device = ballast::split_device<M>;
+
+  [[nodiscard]] static constexpr ballast::queue_layout layout() noexcept {
+    constexpr ballast::guest_address low = two_regions::low;
+    return {queue_size, low, low + 0x1000, low + 0x1400};
+  }
+};
+
+struct packed_format {
+  template <ballast::guest_memory M> using driver = ballast::packed_driver<M>;
+  template <ballast::guest_memory M> using device = ballast::packed_device<M>;
+
+  [[nodiscard]] static constexpr ballast::queue_layout layout() noexcept {
+    constexpr ballast::guest_address low = two_regions::low;
+    return {queue_size, low, low + 0x1000, low + 0x1080};
+  }
+};
+
 // The steps are inlined where they are used, so that the harness adds no calls to what is counted.
 
 /// The driver of the ring. Apart from the device's memory by a cache line, since both may run at
 /// once.
-class alignas(128) driver_side {
+template <class Format> class alignas(128) driver_side {
  public:
   explicit driver_side(two_regions& guest,
                        const ballast::feature_set& features = usual_features) noexcept
       : buffers_(guest.buffers), memory_(*ballast::mapped_memory::over(guest.regions)) {
-    if (!queue_.start(memory_, two_regions::layout(), features, 0, two_regions::tables()))
-      ++failures;
+    if (!queue_.start(memory_, Format::layout(), features, 0, two_regions::tables())) ++failures;
   }
 
   /// Stages `batch` buffers that the device reads.
@@ -112,10 +132,21 @@ class alignas(128) driver_side {
     return *done;
   }
 
+  /// Takes back what has come and tells `handle(token)` of each.
+  template <class Handle> std::uint32_t reclaim_each(Handle&& handle) noexcept {
+    const auto done =
+        queue_.reclaim(queue_size, [&](const ballast::used_buffer& u) { handle(u.token); });
+    if (!done) ++failures;
+    return *done;
+  }
+
   void publish() noexcept { queue_.publish(); }
   [[gnu::always_inline]] void ask_whether_to_notify() noexcept {
     notifications += queue_.publish_and_ask();
   }
+  [[nodiscard]] bool should_notify() noexcept { return queue_.publish_and_ask(); }
+  /// Whether there is nothing to take back, and a notification will come when there is.
+  [[nodiscard]] bool may_sleep() noexcept { return !queue_.enable_notifications(); }
   [[nodiscard]] std::uint32_t room() const noexcept { return queue_.free_descriptors(); }
 
   std::uint64_t notifications = 0;
@@ -125,7 +156,7 @@ class alignas(128) driver_side {
   std::span<const ballast::buffer> buffers_;
   ballast::mapped_memory memory_;
   std::array<ballast::driver_slot, queue_size> slots_;
-  ballast::split_driver<ballast::mapped_memory> queue_{slots_};
+  typename Format::template driver<ballast::mapped_memory> queue_{slots_};
   std::uint32_t next_ = 0;
   std::uint64_t sum_ = 0; // of what came back, so that it is looked at
 };
@@ -135,12 +166,12 @@ class alignas(128) driver_side {
 enum class access_by { address, pointer };
 
 /// The device of the ring.
-template <access_by By> class alignas(128) device_side {
+template <class Format, access_by By> class alignas(128) device_side {
  public:
   explicit device_side(two_regions& guest,
                        const ballast::feature_set& features = usual_features) noexcept
       : memory_(*ballast::mapped_memory::over(guest.regions)) {
-    if (!queue_.start(memory_, two_regions::layout(), features)) ++failures;
+    if (!queue_.start(memory_, Format::layout(), features)) ++failures;
   }
 
   /// Takes up to `batch` buffers and stages their return. How many there were.
@@ -179,6 +210,9 @@ template <access_by By> class alignas(128) device_side {
   [[gnu::always_inline]] void ask_whether_to_notify() noexcept {
     notifications += queue_.publish_and_ask();
   }
+  [[nodiscard]] bool should_notify() noexcept { return queue_.publish_and_ask(); }
+  /// Whether nothing is available, and a notification will come when something is.
+  [[nodiscard]] bool may_sleep() noexcept { return !queue_.enable_notifications(); }
 
   std::uint64_t notifications = 0;
   std::uint64_t failures = 0;
@@ -196,14 +230,15 @@ template <access_by By> class alignas(128) device_side {
 
   ballast::mapped_memory memory_;
   ballast::device_queue_storage<queue_size> storage_;
-  ballast::split_device<ballast::mapped_memory> queue_{storage_};
+  typename Format::template device<ballast::mapped_memory> queue_{storage_};
   std::uint64_t sum_ = 0;
 };
 
 /// `batch` buffers from the driver to the device and back, in one thread; each side asks once
 /// whether to notify.
-template <access_by By>
-[[gnu::always_inline]] inline void round_trip(driver_side& driver, device_side<By>& device,
+template <class Format, access_by By>
+[[gnu::always_inline]] inline void round_trip(driver_side<Format>& driver,
+                                              device_side<Format, By>& device,
                                               std::uint32_t batch) noexcept {
   driver.add(batch);
   driver.ask_whether_to_notify();

@@ -141,6 +141,11 @@ readme_shows_the_files() {
   done < <(sed -n 's/^<!-- file: \(.*\) -->$/\1/p' README.md)
 }
 
+# The figures of bench/results/peers.json, and nothing typed by hand.
+readme_shows_the_peers() {
+  python3 bench/peers/report.py check bench/results/peers.json bench/results/peers.svg README.md
+}
+
 check "top level holds only what belongs there" top_level
 check "SPDX in every file" spdx
 check "no path of somebody's machine" no_own_paths
@@ -151,6 +156,7 @@ check "every source is in its meson.build" sources_are_listed
 check "version.hpp agrees with meson.build" version_is_one
 if [ -f README.md ]; then
   check "README shows the examples as they are" readme_shows_the_files
+  check "README shows the recorded comparison with others" readme_shows_the_peers
 else
   fail "README shows the examples as they are" "README.md is missing"
 fi

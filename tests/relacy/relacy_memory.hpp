@@ -65,6 +65,20 @@ class memory_map {
     places_[at.device_area + split::available_event(at.size)].name = "available event";
   }
 
+  void add_packed_ring(const ballast::queue_layout& at) {
+    namespace packed = ballast::packed;
+    const auto add = [&](packed::part part, ballast::guest_address start, std::uint32_t size,
+                         const char* name) {
+      add_ring(
+          start, size, [&](std::uint32_t offset) { return packed::word_at(part, at.size, offset); },
+          name);
+    };
+    add(packed::part::descriptor_ring, at.descriptor_area, packed::descriptor_ring_bytes(at.size),
+        "descriptor ring");
+    add(packed::part::driver_event, at.driver_area, packed::event_size, "driver event");
+    add(packed::part::device_event, at.device_area, packed::event_size, "device event");
+  }
+
   /// Indirect tables of `entries` descriptors in all, one behind the other.
   void add_tables(ballast::guest_address address, std::uint32_t entries) {
     namespace split = ballast::split;
