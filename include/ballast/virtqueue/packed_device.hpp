@@ -131,10 +131,22 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
     return done;
   }
 
-  /// `consume` with a budget of 1.
+  /// `consume` with a budget of 1, without what a loop costs: for one chain at a time.
   template <class Handler>
   [[gnu::always_inline]] constexpr result<consumed> consume_one(Handler&& handle) noexcept {
-    return consume(1, handle);
+    if (refusal_ != error::none) [[unlikely]]
+      return refusal_;
+    std::uint32_t served = 0;
+    error failure = error::none;
+    if (is_in_order_) [[unlikely]]
+      failure = serve<true>(1, served, handle);
+    else
+      failure = serve<false>(1, served, handle);
+    if (failure != error::none) [[unlikely]]
+      return failure == error::queue_empty ? result<consumed>(consumed{}) : failure;
+    const auto more = has_available();
+    if (!more) return more.error();
+    return consumed{1, *more};
   }
 
   /// Stages a chain for return; `length` bytes of its device-writable buffers were written.
@@ -201,12 +213,7 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
   constexpr void publish() noexcept {
     if (!is_attached()) return;
     if (is_in_order_) end_run(rings_.table, next_used_, run_, staged_);
-    if (!staged_.is_there) return;
-    rings_.table.template store<std::uint64_t>(packed::descriptor_rest(staged_.index), staged_.word,
-                                               order::release);
-    staged_.is_there = false;
-    unasked_ = unasked(unasked_ + entries_between(published_, next_used_, size_));
-    published_ = next_used_;
+    if (staged_.is_there) unasked_ = put_staged();
   }
 
   /// Whether the driver wants a used buffer notification for what was published since the last
@@ -215,18 +222,18 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
   /// structure; pairs with the one in the driver's `enable_notifications`.
   /// Spec: "Driver and Device Event Suppression".
   [[nodiscard]] constexpr bool should_notify() noexcept {
-    const std::uint32_t steps = unasked_;
-    if (steps == 0 || !is_attached()) return false;
-    unasked_ = 0;
-    memory_->fence();
-    return is_event_due<E>(rings_.driver_event.template load<std::uint32_t>(0, order::relaxed),
-                           has_event_index_, published_, steps, size_);
+    return unasked_ != 0 && is_attached() && is_event_wanted(unasked_);
   }
 
   /// `publish`, then `should_notify`.
   [[nodiscard]] [[gnu::always_inline]] constexpr bool publish_and_ask() noexcept {
-    publish();
-    return should_notify();
+    if (!is_attached()) [[unlikely]]
+      return false;
+    if (is_in_order_) end_run(rings_.table, next_used_, run_, staged_);
+    if (!staged_.is_there) [[unlikely]]
+      return should_notify();
+    const std::uint32_t steps = put_staged();
+    return is_event_wanted(steps);
   }
 
   /// Asks for an available buffer notification of the next chain; true where one is already there,
@@ -401,6 +408,24 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
     if (cause_ == error::none) cause_ = why;
     if (is_attached()) refusal_ = cause_;
     return why;
+  }
+
+  /// Makes all that was staged visible; the entries published since the driver was last asked.
+  [[gnu::always_inline]] constexpr std::uint32_t put_staged() noexcept {
+    rings_.table.template store<std::uint64_t>(packed::descriptor_rest(staged_.index), staged_.word,
+                                               order::release);
+    staged_.is_there = false;
+    const std::uint32_t steps = unasked_ + entries_between(published_, next_used_, size_);
+    published_ = next_used_;
+    return unasked(steps);
+  }
+
+  /// Whether the driver waits for one of the last `steps` entries that were published.
+  [[gnu::always_inline]] constexpr bool is_event_wanted(std::uint32_t steps) noexcept {
+    unasked_ = 0;
+    memory_->fence();
+    return is_event_due<E>(rings_.driver_event.template load<std::uint32_t>(0, order::relaxed),
+                           has_event_index_, published_, steps, size_);
   }
 
   constexpr void put_event(packed::event_fields event) noexcept {

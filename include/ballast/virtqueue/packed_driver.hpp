@@ -102,11 +102,20 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_driv
                                                     std::span<const buffer> writable,
                                                     std::uint64_t token) noexcept {
     if (readable.size() + writable.size() != 1) return add_chain(readable, writable, token);
-    const bool is_writable = readable.empty();
-    const single_buffer chain{is_writable ? writable[0] : readable[0], is_writable, token};
-    if (free_ == 0 && refusal_ == error::none) [[unlikely]]
+    if (refusal_ != error::none) [[unlikely]]
+      return refusal_;
+    if (free_ == 0) [[unlikely]]
       return error::queue_full;
-    return add_each(1, [&] { return chain; }).error();
+    if (!memory_->good()) return error::memory_lost;
+    const bool is_writable = readable.empty();
+    const auto next = [&] {
+      return single_buffer{is_writable ? writable[0] : readable[0], is_writable, token};
+    };
+    if (is_in_order_)
+      put_each<true>(1, next);
+    else
+      put_each<false>(1, next);
+    return {};
   }
 
   /// Stages up to `count` chains of one buffer each, as `next() -> single_buffer` gives them; how
@@ -130,12 +139,7 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_driv
   /// Ordering: one release store of the flags of the first of them, which was not written yet; it
   /// is paired with the device's acquire load of those flags.
   constexpr void publish() noexcept {
-    if (!is_attached() || !staged_.is_there) return;
-    put_rest(rings_.table, staged_.index, staged_.word, order::release);
-    staged_.is_there = false;
-    unasked_ = unasked(unasked_ + entries_between(published_, next_available_, size_));
-    published_ = next_available_;
-    published_chains_ = added_;
+    if (is_attached() && staged_.is_there) unasked_ = put_staged();
   }
 
   /// Whether the device wants an available buffer notification for what was published since the
@@ -144,18 +148,15 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_driv
   /// structure; pairs with the one in the device's `enable_notifications`.
   /// Spec: "Driver and Device Event Suppression".
   [[nodiscard]] constexpr bool should_notify() noexcept {
-    const std::uint32_t steps = unasked_;
-    if (steps == 0 || !is_attached()) return false;
-    unasked_ = 0;
-    memory_->fence();
-    return is_event_due<E>(rings_.device_event.template load<std::uint32_t>(0, order::relaxed),
-                           has_event_index_, published_, steps, size_);
+    return unasked_ != 0 && is_attached() && is_event_wanted(unasked_);
   }
 
   /// `publish`, then `should_notify`.
   [[nodiscard]] [[gnu::always_inline]] constexpr bool publish_and_ask() noexcept {
-    publish();
-    return should_notify();
+    if (!is_attached() || !staged_.is_there) [[unlikely]]
+      return should_notify();
+    const std::uint32_t steps = put_staged();
+    return is_event_wanted(steps);
   }
 
   /// What an available buffer notification carries under NOTIFICATION_DATA; `id` is the queue's
@@ -170,10 +171,17 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_driv
   /// Errors: `queue_empty`, `not_attached`, `memory_lost`; these break the queue:
   /// `used_id_out_of_range`, `used_id_not_in_flight`.
   [[nodiscard]] [[gnu::always_inline]] constexpr result<used_buffer> pop_used() noexcept {
+    if (refusal_ != error::none) [[unlikely]]
+      return refusal_;
     used_buffer popped;
-    const auto done = reclaim(1, [&](const used_buffer& b) { popped = b; });
-    if (!done) return done.error();
-    if (*done == 0) return error::queue_empty;
+    std::uint32_t count = 0;
+    const auto keep = [&](const used_buffer& b) { popped = b; };
+    error failure = error::none;
+    if (is_in_order_) [[unlikely]]
+      failure = take_each<true>(1, count, keep);
+    else
+      failure = take_each<false>(1, count, keep);
+    if (failure != error::none) return failure;
     return popped;
   }
 
@@ -327,6 +335,24 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_driv
     return refusal_ = cause_ = why;
   }
 
+  /// Makes all that was staged visible; the entries published since the device was last asked.
+  [[gnu::always_inline]] constexpr std::uint32_t put_staged() noexcept {
+    put_rest(rings_.table, staged_.index, staged_.word, order::release);
+    staged_.is_there = false;
+    const std::uint32_t steps = unasked_ + entries_between(published_, next_available_, size_);
+    published_ = next_available_;
+    published_chains_ = added_;
+    return unasked(steps);
+  }
+
+  /// Whether the device waits for one of the last `steps` entries that were published.
+  [[gnu::always_inline]] constexpr bool is_event_wanted(std::uint32_t steps) noexcept {
+    unasked_ = 0;
+    memory_->fence();
+    return is_event_due<E>(rings_.device_event.template load<std::uint32_t>(0, order::relaxed),
+                           has_event_index_, published_, steps, size_);
+  }
+
   [[nodiscard]] constexpr std::uint16_t wanted_flags() const noexcept {
     return has_event_index_ ? packed::event_descriptor : packed::event_enable;
   }
@@ -359,7 +385,7 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_driv
   }
 
   template <bool IsInOrder, class Next>
-  [[gnu::always_inline]] constexpr void put_each(std::uint32_t count, Next& next) noexcept {
+  [[gnu::always_inline]] constexpr void put_each(std::uint32_t count, Next&& next) noexcept {
     // In locals: members would be reloaded after every store to the ring.
     view ring{rings_.table, slots_.data(), size_};
     ring_place at = next_available_;
