@@ -12,6 +12,9 @@ clang_packages=(clang-14 clang-19)
 style_packages=(clang-19 clang-format-19 clang-tidy-19)
 kernel_packages=(linux-source-6.12)
 relacy_packages=(relacy-dev)
+cross_packages=(g++-s390x-linux-gnu g++-aarch64-linux-gnu qemu-user-static)
+uml_packages=(user-mode-linux busybox-static)
+peer_packages=(libatomic-queue-dev gnuplot-nox python3)
 fuzz_packages=(clang-19 libclang-rt-19-dev)
 
 say() { printf '%s\n' "$*" >&2; }

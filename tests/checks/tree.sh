@@ -45,7 +45,7 @@ layer_of() {
     virtio/*) echo 3 ;;
     virtqueue/*) echo 4 ;;
     balloon/*) echo 5 ;;
-    transport/*) echo 6 ;;
+    transport/* | host/* | vhost_user/*) echo 6 ;;
     ballast.hpp) echo 9 ;;
     *) echo unknown ;;
   esac
