@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
 
-// The freestanding part of the library. <ballast/memory/mapped_memory.hpp> and <ballast/host/...> are
-// for hosted programs
-// and stay outside.
+// The freestanding part of the library. <ballast/memory/mapped_memory.hpp> and <ballast/host/...>
+// are for hosted programs and stay outside.
 // IWYU pragma: begin_exports
 #include <ballast/balloon/device.hpp>
 #include <ballast/balloon/driver.hpp>

@@ -225,7 +225,7 @@ TEST_CASE("ring words are where Linux has them") {
 
 TEST_CASE("a queue is as large as Linux makes it, and its parts lie where Linux places them") {
   for (std::uint32_t size = 1; size <= ballast::max_queue_size; size *= 2) {
-    const split::placement at = split::place(0, size);
+    const ballast::placement at = split::place(0, size);
     CHECK(at.end == vring_size(size, VRING_USED_ALIGN_SIZE));
     // Every larger alignment of the legacy layout moves the used ring and nothing else.
     for (unsigned long alignment = 4; alignment <= 4096; alignment *= 2) {
@@ -246,7 +246,7 @@ TEST_CASE("a queue is as large as Linux makes it, and its parts lie where Linux 
     const auto offset = [](const void* p) {
       return static_cast<std::uint64_t>(static_cast<const std::byte*>(p) - memory);
     };
-    const split::placement at = split::place(0, size);
+    const ballast::placement at = split::place(0, size);
     CHECK(at.layout.size == linux_ring.num);
     CHECK(at.layout.descriptor_area == offset(linux_ring.desc));
     CHECK(at.layout.driver_area == offset(linux_ring.avail));
