@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <span>
 
 namespace ballast_test {
@@ -38,6 +39,55 @@ struct test_host {
     for (std::uint64_t page = address >> 12; page < (address + size) >> 12; ++page)
       mask |= std::uint64_t{1} << (page % 64);
     return mask;
+  }
+};
+
+/// The bits of these pages, each of them below 64.
+constexpr std::uint64_t page_bits(std::initializer_list<unsigned> pages) noexcept {
+  std::uint64_t bits = 0;
+  for (const unsigned page : pages) bits |= std::uint64_t{1} << page;
+  return bits;
+}
+
+/// A host with all that a host may have, which remembers what it was asked to do to the first 64
+/// pages.
+struct full_host {
+  std::uint64_t discarded = 0; ///< bit n: page n
+  std::uint64_t provided = 0;
+  std::uint64_t filled = 0;
+  std::uint64_t hinted = 0;
+  std::uint32_t pattern = 0;
+  std::uint32_t calls = 0;
+  std::uint32_t asked = 0; ///< `discard_allowed`
+  bool is_inhibited = false;
+  bool fails = false;
+
+  constexpr bool discard(ballast::guest_address address, std::uint64_t size) noexcept {
+    return mark(discarded, address, size);
+  }
+  constexpr void provide(ballast::guest_address address, std::uint64_t size) noexcept {
+    (void)mark(provided, address, size);
+  }
+  constexpr bool fill(ballast::guest_address address, std::uint64_t size,
+                      std::uint32_t with) noexcept {
+    pattern = with;
+    return mark(filled, address, size);
+  }
+  constexpr bool hint(ballast::guest_address address, std::uint64_t size) noexcept {
+    return mark(hinted, address, size);
+  }
+  constexpr bool discard_allowed() noexcept {
+    ++asked;
+    return !is_inhibited;
+  }
+
+ private:
+  constexpr bool mark(std::uint64_t& pages, ballast::guest_address address,
+                      std::uint64_t size) noexcept {
+    for (std::uint64_t page = address >> 12; page < (address + size) >> 12; ++page)
+      pages |= std::uint64_t{1} << (page % 64);
+    ++calls;
+    return !fails;
   }
 };
 

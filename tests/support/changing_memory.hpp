@@ -27,7 +27,9 @@ struct change_plan {
   std::uint64_t replacement = 0;
   std::size_t read_offset = 0; ///< where in the copy the 8 bytes start
 
-  bool rewrites_words = false;   ///< after each plain load memory holds the changed word
+  bool rewrites_words = false; ///< after each plain load memory holds the changed word
+  /// Atomic words of so many bytes are overwritten as well; 8: the descriptors of a packed ring.
+  std::size_t rewrites_atomics = 0;
   bool rewrites_payload = false; ///< after each `read` memory holds the changed bytes
 
   std::uint64_t loads = 0; ///< word loads so far
@@ -49,7 +51,8 @@ struct change_plan {
 /// once must give the result of an honest run, with either value, or an error. With
 /// `rewrites_words` every plain word is overwritten as soon as it was loaded (`rewrites_payload`:
 /// every payload as soon as it was copied): a second fetch sees something else, a single one
-/// nothing. Atomic words are polled by right and stay. Refers to the inner accessor and the plan.
+/// nothing. Atomic words are polled by right and stay, unless `rewrites_atomics` names their width.
+/// Refers to the inner accessor and the plan.
 template <ballast::guest_memory M> class changing_memory {
  public:
   class window_type {
@@ -61,9 +64,11 @@ template <ballast::guest_memory M> class changing_memory {
     template <ballast::wire_integer T>
     [[nodiscard]] constexpr T load(std::size_t offset, ballast::order o) const noexcept {
       const T value = inner_.template load<T>(offset, o);
-      if (plan_->rewrites_words && o == ballast::order::plain) {
+      const bool is_atomic = o != ballast::order::plain;
+      if (is_atomic ? plan_->rewrites_atomics == sizeof(T) : plan_->rewrites_words) {
         auto peer = inner_;
-        peer.template store<T>(offset, plan_->changed(value), o);
+        peer.template store<T>(offset, plan_->changed(value),
+                               is_atomic ? ballast::order::relaxed : o);
       }
       return ++plan_->loads == plan_->change_load ? plan_->changed(value) : value;
     }

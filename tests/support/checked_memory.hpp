@@ -156,6 +156,28 @@ template <std::size_t Bytes> class access_record {
   };
 }
 
+/// The same for `packed::word_at`.
+[[nodiscard]] constexpr auto packed_words(std::span<const ballast::queue_layout> layouts) noexcept {
+  return [layouts](ballast::guest_address address) noexcept {
+    namespace packed = ballast::packed;
+    for (const ballast::queue_layout& at : layouts) {
+      const auto in = [&](ballast::guest_address start, std::uint32_t bytes) {
+        return address >= start && address - start < bytes;
+      };
+      const auto word = [&](packed::part p, ballast::guest_address start) {
+        return packed::word_at(p, at.size, static_cast<std::uint32_t>(address - start));
+      };
+      if (in(at.descriptor_area, packed::descriptor_ring_bytes(at.size)))
+        return word(packed::part::descriptor_ring, at.descriptor_area);
+      if (in(at.driver_area, packed::event_size))
+        return word(packed::part::driver_event, at.driver_area);
+      if (in(at.device_area, packed::event_size))
+        return word(packed::part::device_event, at.device_area);
+    }
+    return ballast::word_class{};
+  };
+}
+
 /// Another accessor, with every ring word that is used through it entered into a record. Accesses
 /// that the record refuses are still made. Refers to both; copies share them.
 template <ballast::guest_memory M, std::size_t Bytes> class checked_memory {

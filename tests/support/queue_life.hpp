@@ -3,6 +3,8 @@
 
 #include <ballast/memory/guest_memory.hpp>
 #include <ballast/virtio/features.hpp>
+#include <ballast/virtqueue/packed_device.hpp>
+#include <ballast/virtqueue/packed_driver.hpp>
 #include <ballast/virtqueue/split_device.hpp>
 #include <ballast/virtqueue/split_driver.hpp>
 
@@ -22,14 +24,33 @@ struct life_plan {
   std::uint64_t seed = 1;
 };
 
-/// Both sides of a split virtqueue in one thread, each doing something at random, and a naive model
-/// that says what must come of it. Buffers are numbers only: no payload is touched. At any time a
-/// side can be saved and taken up by another object.
+/// The formats of a virtqueue, for tests that run over both.
+struct split_format {
+  template <ballast::guest_memory M, std::endian E> using driver = ballast::split_driver<M, E>;
+  template <ballast::guest_memory M, std::endian E> using device = ballast::split_device<M, E>;
+  [[nodiscard]] static constexpr ballast::placement place(ballast::guest_address base,
+                                                          std::uint32_t size) noexcept {
+    return ballast::split::place(base, size);
+  }
+};
+struct packed_format {
+  template <ballast::guest_memory M, std::endian E> using driver = ballast::packed_driver<M, E>;
+  template <ballast::guest_memory M, std::endian E> using device = ballast::packed_device<M, E>;
+  [[nodiscard]] static constexpr ballast::placement place(ballast::guest_address base,
+                                                          std::uint32_t size) noexcept {
+    return ballast::packed::place(base, size);
+  }
+};
+
+/// Both sides of a virtqueue in one thread, each doing something at random, and a naive model that
+/// says what must come of it; the same for both formats. Buffers are numbers only: no payload is
+/// touched. At any time a side can be saved and taken up by another object.
 ///
 ///     queue_life<8, little, ram, ram> life(a, b, plan);
 ///     for (int i = 0; i < 1000; ++i) life.step();
 ///     check(life.wrong() == 0 && life.returned() > 0);
-template <std::uint32_t N, std::endian E, ballast::guest_memory A, ballast::guest_memory B>
+template <std::uint32_t N, std::endian E, ballast::guest_memory A, ballast::guest_memory B,
+          class Format = split_format>
 class queue_life {
  public:
   constexpr queue_life(A& a, B& b, const life_plan& plan) noexcept
@@ -44,6 +65,9 @@ class queue_life {
   [[nodiscard]] constexpr std::uint64_t returned() const noexcept { return returned_; }
   /// A digest of everything either side answered.
   [[nodiscard]] constexpr std::uint64_t facts() const noexcept { return facts_; }
+  /// A digest of the answers that are the same in either format: without ids, places in the ring
+  /// and, under EVENT_IDX, whether to notify.
+  [[nodiscard]] constexpr std::uint64_t common_facts() const noexcept { return common_facts_; }
   /// How often a side was saved and taken up.
   [[nodiscard]] constexpr std::uint32_t moves() const noexcept { return moves_; }
 
@@ -53,8 +77,8 @@ class queue_life {
   constexpr void step() noexcept {
     switch (below(10)) {
     case 0:
-    case 1:
-    case 2: add(); break;
+    case 1: add(); break;
+    case 2: below(2) == 0 ? add() : add_each(); break;
     case 3:
       driver().publish();
       published_ = added_;
@@ -155,7 +179,12 @@ class queue_life {
   };
 
   constexpr std::uint32_t below(std::uint32_t n) noexcept { return random_.below(n); }
+  /// Enters an answer that depends on the format; `common_fact` one that must not.
   constexpr void fact(std::uint64_t v) noexcept { facts_ = (facts_ ^ v) * 0x100'0000'01b3; }
+  constexpr void common_fact(std::uint64_t v) noexcept {
+    fact(v);
+    common_facts_ = (common_facts_ ^ v) * 0x100'0000'01b3;
+  }
   constexpr void expect(ballast::error e) noexcept {
     if (e != ballast::error::none) ++wrong_;
   }
@@ -163,9 +192,45 @@ class queue_life {
     return plan_.features.test(ballast::feature::in_order);
   }
 
-  constexpr void add() noexcept {
+  /// N where all are taken.
+  [[nodiscard]] constexpr std::uint32_t find_token() const noexcept {
     std::uint32_t token = 0;
     while (token < N && records_[token].at != stage::none) ++token;
+    return token;
+  }
+
+  constexpr void enter(std::uint32_t token, const record& made) noexcept {
+    taken_ += made.descriptors;
+    records_[token] = made;
+    order_[added_++ % N] = token;
+  }
+
+  constexpr void add_each() noexcept {
+    const std::uint32_t wanted = below(N + 2);
+    const std::uint32_t room = N - taken_;
+    std::uint32_t calls = 0;
+    const auto next = [&] {
+      ++calls;
+      const std::uint32_t token = find_token();
+      record made;
+      made.count = made.descriptors = 1;
+      made.readable = below(2);
+      made.buffers[0] = {std::uint64_t{below(1u << 31)} << 20, below(1000)};
+      made.writable_bytes = made.readable == 0 ? made.buffers[0].length : 0;
+      made.at = stage::added;
+      if (token == N)
+        ++wrong_;
+      else
+        enter(token, made);
+      return ballast::single_buffer{made.buffers[0], made.readable == 0, token + 1000};
+    };
+    const auto done = driver().add_each(wanted, next);
+    common_fact(*done);
+    if (!done || *done != calls || calls != (wanted < room ? wanted : room)) ++wrong_;
+  }
+
+  constexpr void add() noexcept {
+    const std::uint32_t token = find_token();
     record made;
     made.count = 1 + (below(3) == 0 ? below(N) : below(N < 3 ? N : 3));
     made.readable = below(made.count + 1);
@@ -180,13 +245,10 @@ class queue_life {
     const auto all = std::span<const ballast::buffer>(made.buffers).first(made.count);
     const auto done =
         driver().add(all.first(made.readable), all.subspan(made.readable), token + 1000);
-    fact(static_cast<std::uint64_t>(done.error()));
+    common_fact(static_cast<std::uint64_t>(done.error()));
     const bool has_room = made.descriptors <= N - taken_;
     if (done.error() != (has_room ? ballast::error::none : ballast::error::queue_full)) ++wrong_;
-    if (!done || token == N) return;
-    taken_ += made.descriptors;
-    records_[token] = made;
-    order_[added_++ % N] = token;
+    if (done && token != N) enter(token, made);
   }
 
   /// A chain that the device got: the oldest that was published and not popped.
@@ -272,8 +334,8 @@ class queue_life {
   }
 
   constexpr void take(const ballast::used_buffer& used) noexcept {
-    fact(used.token);
-    fact(used.length);
+    common_fact(used.token);
+    common_fact(used.length);
     const std::uint64_t token = used.token - 1000;
     if (token >= N || records_[token].at != stage::visible) {
       ++wrong_;
@@ -306,15 +368,25 @@ class queue_life {
 
   constexpr void ask() noexcept {
     switch (below(6)) {
-    case 0: fact(driver().should_notify()); break;
-    case 1: fact(device().should_notify()); break;
-    case 2: fact(driver().enable_notifications()); break;
-    case 3: fact(device().enable_notifications()); break;
+    case 0: asked(driver().should_notify()); break;
+    case 1: asked(device().should_notify()); break;
+    case 2: common_fact(driver().enable_notifications()); break;
+    case 3: common_fact(device().enable_notifications()); break;
     case 4: driver().disable_notifications(); break;
     default: device().disable_notifications(); break;
     }
     fact(driver().notification_data(3));
   }
+
+  constexpr void asked(bool is_due) noexcept {
+    if (plan_.features.test(ballast::feature::event_idx))
+      fact(is_due); // a place that was left behind comes round again sooner in a packed ring
+    else
+      common_fact(is_due);
+  }
+
+  using driver_type = typename Format::template driver<A, E>;
+  using device_type = typename Format::template device<B, E>;
 
   A* a_;
   B* b_;
@@ -322,10 +394,8 @@ class queue_life {
   random_numbers random_;
   std::array<std::array<ballast::driver_slot, N>, 2> slots_{};
   std::array<ballast::device_queue_storage<N>, 2> storages_{};
-  ballast::split_driver<A, E> drivers_[2]{ballast::split_driver<A, E>(slots_[0]),
-                                          ballast::split_driver<A, E>(slots_[1])};
-  ballast::split_device<B, E> devices_[2]{ballast::split_device<B, E>(storages_[0]),
-                                          ballast::split_device<B, E>(storages_[1])};
+  driver_type drivers_[2]{driver_type(slots_[0]), driver_type(slots_[1])};
+  device_type devices_[2]{device_type(storages_[0]), device_type(storages_[1])};
   std::uint32_t driver_at_ = 0;
   std::uint32_t device_at_ = 0;
   std::array<record, N> records_{};
@@ -333,7 +403,7 @@ class queue_life {
   std::array<std::uint32_t, N> kept_{};  ///< tokens, oldest first
   std::uint64_t added_ = 0, published_ = 0, popped_ = 0, returned_ = 0;
   std::uint32_t kept_count_ = 0, staged_ = 0, taken_ = 0, wrong_ = 0, moves_ = 0;
-  std::uint64_t facts_ = 0xcbf2'9ce4'8422'2325;
+  std::uint64_t facts_ = 0xcbf2'9ce4'8422'2325, common_facts_ = facts_;
 };
 
 } // namespace ballast_test

@@ -6,6 +6,7 @@
 #include <array>
 #include <vector>
 
+namespace packed = ballast::packed;
 namespace split = ballast::split;
 using split::part;
 
@@ -342,5 +343,119 @@ constexpr auto legacy_refused = [](auto check) {
 };
 BOTH("RT-5 a legacy alignment of 0 or no power of two is an error, and so is the size",
      legacy_refused)
+
+// ---- the packed format
+
+constexpr auto packed_offsets = [](auto check) {
+  check(packed::descriptor_size == 16 && packed::event_size == 4);
+  check(packed::descriptor_ring_alignment == 16 && packed::event_alignment == 4);
+  for (std::size_t i : {0u, 1u, 2u, 6u, 99u, 32767u}) {
+    check(packed::descriptor_address(i) == 16 * i);
+    check(packed::descriptor_rest(i) == 16 * i + 8);
+  }
+  check(packed::descriptor_ring_bytes(1) == 16 && packed::descriptor_ring_bytes(3) == 48);
+  check(packed::descriptor_ring_bytes(32768) == 524288);
+  check(packed::flag_next == 1 && packed::flag_write == 2 && packed::flag_indirect == 4);
+  check(packed::flag_available == 0x80 && packed::flag_used == 0x8000);
+  check(packed::event_enable == 0 && packed::event_disable == 1 && packed::event_descriptor == 2);
+};
+BOTH("PK-1 PK-16 offsets, alignments, sizes and flags of the packed format are the specification's",
+     packed_offsets)
+
+constexpr auto packed_valid_sizes = [](auto check) {
+  for (std::uint32_t size = 1; size <= 300; ++size) check(packed::is_valid_size(size));
+  for (std::uint32_t size : {1000u, 32766u, 32767u, 32768u}) check(packed::is_valid_size(size));
+  for (std::uint32_t size : {0u, 32769u, 65535u, 65536u, 0x8000'0000u, 0xffff'ffffu})
+    check(!packed::is_valid_size(size));
+};
+BOTH("RT-5 PK-1 a packed queue has any size from 1 to 32768", packed_valid_sizes)
+
+constexpr auto packed_placed = [](auto check) {
+  const auto is = [&](std::uint64_t base, const ballast::queue_layout& layout, std::uint64_t end) {
+    const auto at = packed::place(base, layout.size);
+    return at.layout == layout && at.end == end;
+  };
+  check(is(0, {3, 0, 48, 52}, 56));
+  check(is(1, {1, 16, 32, 36}, 40));
+  check(is(0x1'0000'000f, {100, 0x1'0000'0010, 0x1'0000'0650, 0x1'0000'0654}, 0x1'0000'0658));
+  check(is(16, {32768, 16, 524304, 524308}, 524312));
+  for (std::uint32_t size : {1u, 3u, 7u, 100u, 32768u})
+    for (std::uint64_t base = 0; base < 40; ++base) {
+      const auto [at, end] = packed::place(base, size);
+      check(at.size == size && at.descriptor_area % 16 == 0);
+      check(at.descriptor_area >= base && at.descriptor_area - base < 16);
+      check(at.driver_area == at.descriptor_area + 16 * size && at.driver_area % 4 == 0);
+      check(at.device_area == at.driver_area + 4 && end == at.device_area + 4);
+    }
+};
+BOTH("PK-3 the packed place gives these addresses, each part aligned", packed_placed)
+
+constexpr auto packed_word_classes = [](auto check) {
+  using packed::part;
+  for (std::uint32_t size : {1u, 3u, 7u, 100u}) {
+    for (std::uint32_t offset = 0; offset < 16 * size + 64; ++offset) {
+      ballast::word_class expected; // the address plain, the rest atomic
+      if (offset < 16 * size && offset % 8 == 0) expected = {8, offset % 16 == 8};
+      check(packed::word_at(part::descriptor_ring, size, offset) == expected);
+    }
+    for (part p : {part::driver_event, part::device_event})
+      for (std::uint32_t offset = 0; offset < 64; ++offset) {
+        const ballast::word_class expected =
+            offset == 0 ? ballast::word_class{4, true} : ballast::word_class{};
+        check(packed::word_at(p, size, offset) == expected);
+      }
+  }
+  check(packed::word_at(part::descriptor_ring, 32768, 524272) == ballast::word_class{8, false});
+  check(packed::word_at(part::descriptor_ring, 32768, 524280) == ballast::word_class{8, true});
+  check(packed::word_at(part::descriptor_ring, 32768, 524288).width == 0);
+  check(packed::word_at(part::descriptor_ring, 4, 0xffff'fff8).width == 0);
+};
+BOTH("every word of the packed format: addresses plain, what hands them over atomic",
+     packed_word_classes)
+
+template <std::endian E> constexpr bool packed_lies_as_specified() {
+  struct bytes {
+    unsigned char at[8];
+  };
+  struct event_bytes {
+    unsigned char at[4];
+  };
+  constexpr bool is_little = E == std::endian::little;
+  const auto raw = std::bit_cast<bytes>(packed::pack<E>({0x11223344, 0x5566, 0x7788}));
+  const bytes expected = is_little ? bytes{{0x44, 0x33, 0x22, 0x11, 0x66, 0x55, 0x88, 0x77}}
+                                   : bytes{{0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88}};
+  const auto event = std::bit_cast<event_bytes>(packed::pack_event<E>({0x1122, 0x3344}));
+  const event_bytes expected_event =
+      is_little ? event_bytes{{0x22, 0x11, 0x44, 0x33}} : event_bytes{{0x11, 0x22, 0x33, 0x44}};
+  bool is_right = true;
+  for (std::size_t i = 0; i < 8; ++i) is_right = is_right && raw.at[i] == expected.at[i];
+  for (std::size_t i = 0; i < 4; ++i) is_right = is_right && event.at[i] == expected_event.at[i];
+  return is_right;
+}
+template <std::endian E> constexpr void packed_round_trip(auto check) {
+  check(packed_lies_as_specified<E>());
+  for (std::uint32_t bit = 0; bit < 64; ++bit) {
+    const std::uint64_t one = std::uint64_t{1} << bit;
+    for (std::uint64_t word : {one, ~one, one - 1}) {
+      const packed::descriptor_fields f{static_cast<std::uint32_t>(word),
+                                        static_cast<std::uint16_t>(word >> 32),
+                                        static_cast<std::uint16_t>(word >> 48)};
+      const auto back = packed::unpack<E>(packed::pack<E>(f));
+      check(back.length == f.length && back.id == f.id && back.flags == f.flags);
+      check(packed::pack<E>(packed::unpack<E>(word)) == word);
+      check(packed::length_of<E>(packed::pack<E>(f)) == f.length);
+      check(packed::pair_of<E>(packed::pack<E>(f)) == (f.id | packed::in_pair(f.flags)));
+      const packed::event_fields e{f.id, f.flags};
+      const auto again = packed::unpack_event<E>(packed::pack_event<E>(e));
+      check(again.place == e.place && again.flags == e.flags);
+    }
+  }
+}
+constexpr auto packed_packs = [](auto check) {
+  packed_round_trip<std::endian::little>(check);
+  packed_round_trip<std::endian::big>(check);
+};
+BOTH("PK-1 PK-16 packed words lie as specified in both byte orders, and unpack undoes pack",
+     packed_packs)
 
 } // namespace
