@@ -8,6 +8,7 @@
 # line of that file is not needed. --titles prints the titles too.
 
 . "$(dirname "$0")/../.ci/common.sh"
+. "$root/tests/titles.sh"
 case ${1-} in
   "" | --titles) ;;
   *) print_help "$0"; exit ;;
@@ -15,14 +16,6 @@ esac
 cd "$root/tests" || exit
 
 ids=(RT-{1..27} RT-60)
-
-# "file|title" for every test; a title may be cut over lines.
-titles() {
-  find . -name '*.cpp' | sed 's|^\./||' | sort | while read -r file; do
-    sed -zE 's/\n(BOTH|TEST_CASE)\([[:space:]]+"/\n\1("/g; s/"[[:space:]]*\n[[:space:]]*"//g' "$file" |
-      sed -nE "s/^(BOTH|TEST_CASE)\(\"([^\"]*)\".*/${file//\//\\/}|\2/p"
-  done
-}
 
 # Which side a test is about: the file says so, or the title, or both run in it.
 sides_of() { # FILE TITLE
