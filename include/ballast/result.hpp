@@ -82,7 +82,8 @@ enum class error : std::uint16_t {
   queue_too_small = 114,       ///< the device's queue has fewer entries than the driver needs
 
   // Balloon.
-  page_out_of_range = 128, ///< an address of 16 TiB or more has no PFN
+  page_out_of_range = 128,      ///< an address of 16 TiB or more has no PFN
+  hint_command_malformed = 129, ///< a command of free page hinting that is not 4 bytes
 
   // Memory of the host, given back.
   mapping_unreadable = 160,  ///< the kernel's table of mappings cannot be read
@@ -159,6 +160,7 @@ enum class error : std::uint16_t {
   case error::status_bit_of_device: return "status bit that only the device sets";
   case error::queue_too_small: return "queue has fewer entries than the driver needs";
   case error::page_out_of_range: return "address has no page frame number";
+  case error::hint_command_malformed: return "hinting command is not 4 bytes";
   case error::mapping_unreadable: return "table of mappings cannot be read";
   case error::not_mapped: return "address range is not all mapped";
   case error::mapping_mixed: return "mappings of different kinds in one range";

@@ -76,6 +76,25 @@ constexpr auto host_pages = [](auto check) {
 };
 BOTH("only whole host pages are left", host_pages)
 
+constexpr auto addresses = [](auto check) {
+  using ballast::balloon::address_range;
+  using ballast::balloon::whole_pages;
+  check(whole_pages({0x3000, 0x2000}, 0x1000) == address_range{0x3000, 0x2000});
+  check(whole_pages({0x3001, 0x2000}, 0x1000) == address_range{0x4000, 0x1000});
+  check(whole_pages({0x2fff, 0x2002}, 0x1000) == address_range{0x3000, 0x2000});
+  check(whole_pages({0x3000, 0xfff}, 0x1000) == address_range{});
+  check(whole_pages({0x3000, 0}, 0x1000) == address_range{});
+  check(whole_pages({0x1ff000, 0x402000}, 0x200000) == address_range{0x200000, 0x400000});
+  check(whole_pages({0x1ff000, 0x200fff}, 0x200000) == address_range{});
+  const std::uint64_t last = ~std::uint64_t{0};
+  check(whole_pages({last - 0x1fff, 0x1000}, 0x1000) == address_range{last - 0x1fff, 0x1000});
+  check(whole_pages({last - 0xfff, 0x2000}, 0x1000) == address_range{}); // wraps
+  check(whole_pages({last, 1}, 0x1000) == address_range{});
+  check(whole_pages({0, last}, 0x40000000) == address_range{0, last - 0x3fffffff});
+  check(whole_pages({last - 0x3ffffffe, 0x1000}, 0x40000000) == address_range{});
+};
+BOTH("RT-45: a range of addresses is rounded inward, and one beyond the end is none", addresses)
+
 TEST_CASE("any sequence gives ranges that hold exactly its pages") {
   std::mt19937 random(7);
   for (int round = 0; round < 2000; ++round) {

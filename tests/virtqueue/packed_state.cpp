@@ -237,6 +237,32 @@ constexpr auto staged_after = [](auto check) {
 };
 BOTH("RT-13 RT-6 a driver that was restored still knows what is only staged", staged_after)
 
+constexpr auto never_staged = [](auto check) {
+  // Chains that were in flight when it was saved are none of those that are staged afterwards,
+  // however many went round before.
+  for (std::uint32_t rounds = 0; rounds < 12; ++rounds) {
+    driver_bench b;
+    for (std::uint32_t n = 0; n < rounds; ++n) {
+      check(b.offer(100 + n));
+      b.turn_around();
+      check(b.pops(100 + n));
+    }
+    check(b.offer(1) && b.offer(2));
+    std::array<driver_slot, size> saved{}, slots{};
+    const auto state = b.queue.save(saved);
+    ballast::packed_driver<ram_type> fresh(slots);
+    check(fresh.restore(b.ram, layout, no_features, *state, saved).has_value());
+    const buffer one[] = {{1, 1}};
+    for (std::uint64_t token = 3; token < 3 + size - 2; ++token)
+      check(fresh.add({}, one, token).has_value());
+    b.turn_around();
+    b.turn_around();
+    check(fresh.pop_used()->token == 1 && fresh.pop_used()->token == 2);
+    check(fresh.cause() == error::none);
+  }
+};
+BOTH("RT-6 what a driver had in flight when it was saved is not taken for staged", never_staged)
+
 constexpr auto saved_broken = [](auto check) {
   driver_bench b;
   check(b.offer(1));

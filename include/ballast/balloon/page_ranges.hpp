@@ -66,4 +66,24 @@ class page_range_builder {
   return {static_cast<std::uint32_t>(begin), end - begin};
 }
 
+/// `size` bytes of guest memory at `address`.
+struct address_range {
+  guest_address address = 0;
+  std::uint64_t size = 0;
+
+  friend constexpr bool operator==(const address_range&, const address_range&) noexcept = default;
+};
+
+/// The pages of `alignment` bytes (a power of two) that lie wholly in `range`; none where the range
+/// passes the end of the address space.
+[[nodiscard]] constexpr address_range whole_pages(address_range range,
+                                                  std::uint64_t alignment) noexcept {
+  const std::uint64_t mask = alignment - 1;
+  if (range.size > UINT64_MAX - range.address || range.address > UINT64_MAX - mask) return {};
+  const guest_address begin = (range.address + mask) & ~mask;
+  const guest_address end = (range.address + range.size) & ~mask;
+  if (begin >= end) return {};
+  return {begin, end - begin};
+}
+
 } // namespace ballast::balloon

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include <ballast/balloon/request_queue.hpp>
+
+#include "support/check.hpp"
+#include "support/open_device.hpp"
+
+#include <ballast/memory/array_memory.hpp>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+namespace {
+
+using namespace ballast;
+using ram_type = array_memory<4 * 4096>;
+using device_type = ballast_test::open_device<ram_type>;
+using queue_type = balloon::request_queue<ram_type, std::endian::little>;
+
+constexpr auto places = [](auto check) {
+  const auto p = balloon::place_request_queue(32, 8, 100);
+  check(p.layout.descriptor_area == 32 && p.layout.size == 8);
+  check(p.data % 16 == 0 && p.data >= p.layout.device_area + split::used_ring_bytes(8));
+  check(p.end % 16 == 0 && p.end - p.data == 112);
+  check(p.end - 32 == balloon::request_queue_bytes(8, 100));
+  check(balloon::request_queue_bytes(4, 0) < balloon::request_queue_bytes(8, 0));
+};
+BOTH("a queue lies in one piece: its rings, then its buffer", places)
+
+struct bench {
+  ram_type ram;
+  device_type device{ram};
+  std::array<driver_slot, 8> slots{};
+  queue_type queue{slots};
+  guest_address at = 64;
+
+  constexpr result<void> start(std::uint32_t entries_min = 1) {
+    return queue.start(ram, device, 2, entries_min, at, 100, {}, 0);
+  }
+};
+
+constexpr auto starts = [](auto check) {
+  bench b;
+  check(b.start().has_value());
+  check(b.at == 64 + balloon::request_queue_bytes(8, 100));
+  check(b.device.layout(2).size == 8 && b.device.layout(2).descriptor_area == 64);
+  bench small;
+  small.device.sizes[2] = 7; // a ring's size is a power of two
+  check(small.start().has_value() && small.device.layout(2).size == 4);
+  bench none;
+  none.device.sizes[2] = 0;
+  check(none.start().error() == error::queue_unavailable);
+  bench few;
+  few.device.sizes[2] = 31;
+  check(few.start(32).error() == error::queue_too_small);
+  check(few.device.events().empty());
+  bench outside;
+  outside.at = 4 * 4096 - 16;
+  check(outside.start().error() == error::not_guest_memory);
+};
+BOTH("a queue takes what the device has, and says what it lacks", starts)
+
+constexpr auto round_trip = [](auto check) {
+  bench b;
+  check(b.start().has_value());
+  const std::array<std::byte, 3> bytes{std::byte{7}, std::byte{8}, std::byte{9}};
+  actions due;
+  check(!b.queue.has_returned(due) && !b.queue.is_under_way());
+  check(b.queue.send_copy(bytes, 500, due));
+  check(b.queue.is_under_way() && b.queue.sent_at() == 500);
+  b.queue.notify_if_due(due);
+  check(due.notify_queues == 4);
+  const auto taken = b.device.take(2);
+  check(taken.readable == 1 && taken.writable == 0);
+  check(taken.buffers[0] == buffer{b.queue.data(), 3});
+  check(b.device.number<std::uint16_t>(taken.buffers[0], 0) == 0x807);
+  check(!b.queue.has_returned(due) && b.queue.is_under_way());
+  check(b.device.give_back(2, taken));
+  check(b.queue.enable_notifications()); // it came meanwhile
+  check(b.queue.has_returned(due) && !b.queue.is_under_way());
+  check(due.failure == error::none);
+
+  const std::array<buffer, 2> ranges{{{4096, 4096}, {8192, 4096}}};
+  check(b.queue.send({}, ranges, 501, due));
+  const auto writable = b.device.take(2);
+  check(writable.readable == 0 && writable.writable == 2 && writable.buffers[1] == ranges[1]);
+};
+BOTH("a request is under way until the device returned it", round_trip)
+
+constexpr auto faults = [](auto check) {
+  bench b;
+  check(b.start().has_value());
+  actions due;
+  check(!b.queue.send({}, {}, 0, due));
+  check(due.needs_reset && due.failure == error::empty_chain && !b.queue.is_under_way());
+  // The device returns what it never had.
+  const auto one = std::bit_cast<std::array<std::byte, 2>>(le16(std::uint16_t{1}));
+  (void)b.ram.write(b.device.layout(2).device_area + split::used_index, one);
+  due = {};
+  check(!b.queue.has_returned(due) && due.failure == error::used_index_jump && due.needs_reset);
+  b.queue.detach();
+  due = {};
+  check(!b.queue.has_returned(due) && due.failure == error::not_attached);
+};
+BOTH("a queue that the device broke asks for a reset", faults)
+
+} // namespace
