@@ -57,11 +57,14 @@ template <class M, std::endian E> struct machine {
   }
 };
 
+constexpr feature_set by_flags{balloon::feature::must_tell_host, balloon::feature::stats_vq};
+constexpr feature_set by_event = by_flags.with(feature::event_idx);
+constexpr feature_set packed_ring = by_event.with(feature::ring_packed);
+
 template <std::endian E>
-constexpr void exchange(auto check, bool has_event_index, std::uint16_t first_index, int rounds) {
+constexpr void exchange(auto check, const feature_set& features, std::uint16_t first_index,
+                        int rounds) {
   array_memory<16 * 4096> ram;
-  feature_set features{balloon::feature::must_tell_host, balloon::feature::stats_vq};
-  if (has_event_index) features.set(feature::event_idx);
   machine<array_memory<16 * 4096>, E> m(ram, {.offered = features, .first_index = first_index},
                                         {.accepted = features, .first_index = first_index});
   check(m.settle(m.driver.start()) >= 0);
@@ -80,23 +83,45 @@ constexpr void exchange(auto check, bool has_event_index, std::uint16_t first_in
   }
 }
 
-constexpr auto flags = [](auto check) { exchange<std::endian::little>(check, false, 0, 1); };
-constexpr auto events = [](auto check) { exchange<std::endian::little>(check, true, 65534, 3); };
+constexpr auto flags = [](auto check) { exchange<std::endian::little>(check, by_flags, 0, 1); };
+constexpr auto events = [](auto check) {
+  exchange<std::endian::little>(check, by_event, 65534, 3);
+};
 constexpr auto flags_wrap = [](auto check) {
-  exchange<std::endian::little>(check, false, 65530, 8);
+  exchange<std::endian::little>(check, by_flags, 65530, 8);
 };
 constexpr auto events_wrap = [](auto check) {
-  exchange<std::endian::little>(check, true, 65530, 8);
+  exchange<std::endian::little>(check, by_event, 65530, 8);
 };
-constexpr auto big_endian = [](auto check) { exchange<std::endian::big>(check, true, 65535, 2); };
+constexpr auto big_endian = [](auto check) {
+  exchange<std::endian::big>(check, by_event, 65535, 2);
+};
 BOTH("a whole loopback, suppression by flags", flags)
 BOTH("a whole loopback, suppression by event index", events)
 BOTH("... over the 16-bit wrap, by flags", flags_wrap)
 BOTH("... over the 16-bit wrap, by event index", events_wrap)
 BOTH("... with big-endian rings", big_endian)
 
+constexpr auto packed_events = [](auto check) {
+  exchange<std::endian::little>(check, packed_ring, 0, 5); // ten chains: two rounds of four
+};
+constexpr auto packed_flags = [](auto check) {
+  exchange<std::endian::little>(check, by_flags.with(feature::ring_packed), 7, 5);
+};
+constexpr auto packed_in_order = [](auto check) {
+  exchange<std::endian::little>(check, packed_ring.with(feature::in_order), 3, 5);
+};
+constexpr auto packed_big_endian = [](auto check) {
+  exchange<std::endian::big>(check, packed_ring, 6, 5);
+};
+BOTH("a whole loopback over packed rings, suppression by event index", packed_events)
+BOTH("... by flags, over both wraps", packed_flags)
+BOTH("... with IN_ORDER", packed_in_order)
+BOTH("... big-endian", packed_big_endian)
+
 TEST_CASE("a loopback all round the 16-bit index, and once more") {
-  exchange<std::endian::little>([](bool ok) { REQUIRE(ok); }, true, 65530, 66000);
+  for (const feature_set& features : {by_event, packed_ring})
+    exchange<std::endian::little>([](bool ok) { REQUIRE(ok); }, features, 65530, 66000);
 }
 
 } // namespace

@@ -439,7 +439,7 @@ BOTH("a snapshot knows no balloon size of before a reset", old_actual)
 constexpr auto masked = [](auto check) {
   const bench<> b({.offered = {balloon::feature::stats_vq, balloon::feature::free_page_hint,
                                balloon::feature::page_poison, balloon::feature::page_reporting,
-                               feature::ring_packed, feature::access_platform, 6}});
+                               feature::sr_iov, feature::access_platform, 6}});
   // test_host has no `hint`.
   check(b.device.offered_features() ==
         feature_set{balloon::feature::stats_vq, balloon::feature::page_poison,

@@ -331,12 +331,12 @@ constexpr auto not_live = [](auto check) {
 BOTH("IN-4: a driver whose start failed does nothing until the next", not_live)
 
 constexpr auto unknown_features = [](auto check) {
-  bench b({}, {.accepted = {balloon::feature::stats_vq, feature::ring_packed,
+  bench b({}, {.accepted = {balloon::feature::stats_vq, feature::ring_reset,
                             balloon::feature::page_reporting, feature::event_idx}});
   check(b.settle(b.driver.start()));
   check(b.driver.negotiated_features() ==
         feature_set{balloon::feature::stats_vq, feature::event_idx, feature::version_1});
-  check(!bench::driver_type::supported.test(feature::ring_packed));
+  check(!bench::driver_type::supported.test(feature::ring_reset));
 };
 BOTH("FT-3: a driver accepts only what it can do, whatever the options say", unknown_features)
 
@@ -462,13 +462,14 @@ struct plain_pages : test_pages<64> {
 
 using rich_driver = open_bench<>::driver_type;
 using poor_driver = open_bench<balloon::no_sources, plain_pages>::driver_type;
-static_assert(rich_driver::supported ==
-              feature_set{bits::must_tell_host, bits::stats_vq, bits::deflate_on_oom,
-                          bits::free_page_hint, bits::page_poison, bits::page_reporting,
-                          feature::event_idx, feature::in_order, feature::version_1});
+static_assert(rich_driver::supported == feature_set{bits::must_tell_host, bits::stats_vq,
+                                                    bits::deflate_on_oom, bits::free_page_hint,
+                                                    bits::page_poison, bits::page_reporting,
+                                                    feature::event_idx, feature::in_order,
+                                                    feature::ring_packed, feature::version_1});
 static_assert(poor_driver::supported == feature_set{bits::must_tell_host, bits::deflate_on_oom,
                                                     feature::event_idx, feature::in_order,
-                                                    feature::version_1});
+                                                    feature::ring_packed, feature::version_1});
 static_assert(poor_driver::memory_bytes < bench::driver_type::memory_bytes);
 static_assert(bench::driver_type::memory_bytes < rich_driver::memory_bytes);
 static_assert(sizeof(poor_driver) < sizeof(bench::driver_type));

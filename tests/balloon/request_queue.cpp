@@ -17,13 +17,23 @@ using ram_type = array_memory<4 * 4096>;
 using device_type = ballast_test::open_device<ram_type>;
 using queue_type = balloon::request_queue<ram_type, std::endian::little>;
 
+constexpr feature_set packed_ring{feature::ring_packed};
+
 constexpr auto places = [](auto check) {
-  const auto p = balloon::place_request_queue(32, 8, 100);
+  const auto p = balloon::place_request_queue(32, 8, 100, {});
   check(p.layout.descriptor_area == 32 && p.layout.size == 8);
   check(p.data % 16 == 0 && p.data >= p.layout.device_area + split::used_ring_bytes(8));
   check(p.end % 16 == 0 && p.end - p.data == 112);
   check(p.end - 32 == balloon::request_queue_bytes(8, 100));
   check(balloon::request_queue_bytes(4, 0) < balloon::request_queue_bytes(8, 0));
+  const auto q = balloon::place_request_queue(32, 7, 100, packed_ring);
+  check(q.layout == packed::place(32, 7).layout && q.data == 160 && q.end - q.data == 112);
+  // Of seven entries a split queue takes four; of 65 the packed one takes more room.
+  check(balloon::place_request_queue(32, 7, 0, {}).layout.size == 4);
+  for (std::uint32_t entries = 1; entries <= 300; ++entries)
+    for (const feature_set& features : {feature_set{}, packed_ring})
+      check(balloon::place_request_queue(0, entries, 100, features).end <=
+            balloon::request_queue_bytes(entries, 100));
 };
 BOTH("a queue lies in one piece: its rings, then its buffer", places)
 
@@ -34,8 +44,8 @@ struct bench {
   queue_type queue{slots};
   guest_address at = 64;
 
-  constexpr result<void> start(std::uint32_t entries_min = 1) {
-    return queue.start(ram, device, 2, entries_min, at, 100, {}, 0);
+  constexpr result<void> start(std::uint32_t entries_min = 1, const feature_set& features = {}) {
+    return queue.start(ram, device, 2, entries_min, at, 100, features, 0);
   }
 };
 
@@ -45,8 +55,12 @@ constexpr auto starts = [](auto check) {
   check(b.at == 64 + balloon::request_queue_bytes(8, 100));
   check(b.device.layout(2).size == 8 && b.device.layout(2).descriptor_area == 64);
   bench small;
-  small.device.sizes[2] = 7; // a ring's size is a power of two
+  small.device.sizes[2] = 7; // a split ring's size is a power of two
   check(small.start().has_value() && small.device.layout(2).size == 4);
+  bench odd;
+  odd.device.sizes[2] = 7;
+  odd.device.set_driver_features(packed_ring);
+  check(odd.start(1, packed_ring).has_value() && odd.device.layout(2).size == 7);
   bench none;
   none.device.sizes[2] = 0;
   check(none.start().error() == error::queue_unavailable);

@@ -8,7 +8,7 @@
 #include <ballast/virtio/driver_transport.hpp>
 #include <ballast/virtio/features.hpp>
 #include <ballast/virtqueue/layout.hpp>
-#include <ballast/virtqueue/split_device.hpp>
+#include <ballast/virtqueue/virtqueue.hpp>
 
 #include <array>
 #include <bit>
@@ -28,7 +28,7 @@ struct taken_chain {
 
 /// A device and its transport that do nothing by themselves: a test says what is offered and what
 /// comes back when, and reads what the driver did to the registers, in order. The queues are real
-/// split virtqueues.
+/// virtqueues.
 template <ballast::guest_memory M, std::endian E = std::endian::little> class open_device {
  public:
   static constexpr std::uint16_t queue_count = 6;
@@ -197,7 +197,7 @@ template <ballast::guest_memory M, std::endian E = std::endian::little> class op
  private:
   struct own_queue {
     ballast::device_queue_storage<queue_size> storage;
-    ballast::split_device<M, E> ring{storage};
+    ballast::virtqueue_device<M, E> ring{storage};
   };
 
   constexpr void touched() noexcept { accesses_when_gone += is_gone; }

@@ -1016,7 +1016,7 @@ TEST_CASE("a restore that any window refuses is an error, and the queue goes on 
     REQUIRE(queue.start(memory, layout_of(f.at), no_features).has_value());
     const chain_id id = queue.pop_available()->id();
     plan.fail_at = plan.fallible + n;
-    const std::uint16_t held[] = {1};
+    const ballast::held_head held[] = {{1, 1}};
     const auto done =
         queue.restore(memory, layout_of(f.at), no_features, {.size = 4, .next_available = 1}, held);
     CHECK(queue.is_attached());

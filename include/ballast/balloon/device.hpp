@@ -46,7 +46,8 @@ class device {
                     feature::deflate_on_oom,         feature::page_poison,
                     feature::page_reporting,         ballast::feature::event_idx,
                     ballast::feature::indirect_desc, ballast::feature::in_order,
-                    ballast::feature::ring_reset,    ballast::feature::version_1};
+                    ballast::feature::ring_reset,    ballast::feature::ring_packed,
+                    ballast::feature::version_1};
     if (takes_hints<Host>) can.set(feature::free_page_hint);
     return can;
   }();

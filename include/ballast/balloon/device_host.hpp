@@ -29,6 +29,12 @@ concept inhibits_discards = requires(H& h) {
   { h.discard_allowed() } noexcept -> std::same_as<bool>;
 };
 
+/// A host that has `flush`. See `page_host`.
+template <class H>
+concept flushes_discards = requires(H& h) {
+  { h.flush() } noexcept -> std::same_as<bool>;
+};
+
 /// A host that has `provide`. See `page_host`.
 template <class H>
 concept provides_pages = requires(H& h, guest_address address, std::uint64_t size) {
@@ -40,6 +46,9 @@ concept provides_pages = requires(H& h, guest_address address, std::uint64_t siz
 /// - `discard(address, size) -> bool`: the guest does not need the contents; false where it failed.
 ///   Called before the driver is told that the buffer was used, never after. Of reported pages with
 ///   PAGE_POISON (and a poison of 0) the memory has to read as 0 afterwards.
+/// - optional `flush() -> bool`: for a host whose `discard` only collects ranges: now they are
+/// taken
+///   back. Called behind the last page of a batch of buffers, before these are returned.
 /// - optional `provide(address, size)`: the guest is about to use the pages again.
 /// - optional `fill(address, size, pattern) -> bool`: takes reported memory back such that it reads
 ///   as the 32-bit `pattern`, the guest's poison. Without it such memory is left alone.
@@ -63,6 +72,7 @@ concept page_host =
      !requires(H& h, guest_address address, std::uint64_t size) { h.hint(address, size); }) &&
     (fills_pages<H> || !requires(H& h, guest_address address, std::uint64_t size,
                                  std::uint32_t pattern) { h.fill(address, size, pattern); }) &&
+    (flushes_discards<H> || !requires(H& h) { h.flush(); }) &&
     (inhibits_discards<H> || !requires(H& h) { h.discard_allowed(); });
 
 /// Bytes of whole pages at `at`, a page's address, that lie in one piece of writable memory, or in

@@ -103,6 +103,12 @@ template <guest_memory M, page_host Host, std::endian E> class device_pages {
     for (const buffer& b : c.writable()) hint_range({b.address, b.length});
   }
 
+  /// Behind the last buffer of a batch of any queue.
+  constexpr void flush() noexcept {
+    if constexpr (flushes_discards<Host>)
+      if (!host_->flush()) ++counters_->discard_failures;
+  }
+
  private:
   [[nodiscard]] constexpr bool is_inhibited() noexcept {
     if constexpr (inhibits_discards<Host>)

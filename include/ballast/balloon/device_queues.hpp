@@ -7,8 +7,9 @@
 #include <ballast/result.hpp>
 #include <ballast/virtio/actions.hpp>
 #include <ballast/virtio/features.hpp>
+#include <ballast/virtqueue/device_queue.hpp>
 #include <ballast/virtqueue/layout.hpp>
-#include <ballast/virtqueue/split_device.hpp>
+#include <ballast/virtqueue/virtqueue.hpp>
 
 #include <bit>
 #include <cstdint>
@@ -20,7 +21,7 @@ namespace ballast::balloon {
 /// index each of them has. Part of `device`.
 template <guest_memory M, std::uint32_t QueueSize, std::endian E> class device_queues {
  public:
-  using queue = split_device<M, E>;
+  using queue = virtqueue_device<M, E>;
 
   static constexpr queue_kind kinds[] = {queue_kind::inflate, queue_kind::deflate,
                                          queue_kind::statistics, queue_kind::free_page,

@@ -162,6 +162,7 @@ class device_work {
       // Every page is dealt with before its buffer is returned.
       if (kind == queue_kind::inflate) pages_.finish_inflate();
       if (kind == queue_kind::deflate) pages_.finish_deflate();
+      pages_.flush();
       from.publish();
       due |= queues_.notify_if_due(kind);
       if (payload != error::none) from.fail(payload);

@@ -66,8 +66,9 @@ class driver {
   static constexpr bool poisons = poisons_pages<P>;
 
   static constexpr feature_set supported_features() noexcept {
-    feature_set can{feature::must_tell_host, feature::deflate_on_oom, ballast::feature::event_idx,
-                    ballast::feature::in_order, ballast::feature::version_1};
+    feature_set can{feature::must_tell_host,       feature::deflate_on_oom,
+                    ballast::feature::event_idx,   ballast::feature::in_order,
+                    ballast::feature::ring_packed, ballast::feature::version_1};
     if (gives_statistics) can.set(feature::stats_vq);
     if (hints_pages) can.set(feature::free_page_hint);
     if (poisons) can.set(feature::page_poison);

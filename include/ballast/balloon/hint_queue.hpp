@@ -8,7 +8,7 @@
 #include <ballast/result.hpp>
 #include <ballast/virtio/actions.hpp>
 #include <ballast/virtqueue/chain.hpp>
-#include <ballast/virtqueue/split_driver.hpp>
+#include <ballast/virtqueue/driver_queue.hpp>
 
 #include <bit>
 #include <concepts>

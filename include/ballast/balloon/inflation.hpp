@@ -10,6 +10,7 @@
 #include <ballast/result.hpp>
 #include <ballast/virtio/actions.hpp>
 #include <ballast/virtio/features.hpp>
+#include <ballast/virtqueue/driver_queue.hpp>
 
 #include <bit>
 #include <cstddef>

@@ -6,6 +6,7 @@
 #include <ballast/memory/guest_memory.hpp>
 #include <ballast/virtio/actions.hpp>
 #include <ballast/virtqueue/chain.hpp>
+#include <ballast/virtqueue/driver_queue.hpp>
 
 #include <bit>
 #include <concepts>

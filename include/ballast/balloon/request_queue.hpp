@@ -7,8 +7,9 @@
 #include <ballast/virtio/driver_transport.hpp>
 #include <ballast/virtio/features.hpp>
 #include <ballast/virtqueue/chain.hpp>
+#include <ballast/virtqueue/driver_queue.hpp>
 #include <ballast/virtqueue/layout.hpp>
-#include <ballast/virtqueue/split_driver.hpp>
+#include <ballast/virtqueue/virtqueue.hpp>
 
 #include <bit>
 #include <cstddef>
@@ -18,7 +19,7 @@
 namespace ballast::balloon {
 
 /// The ring that a balloon driver's queues are made of.
-template <guest_memory M, std::endian E> using driver_ring = split_driver<M, E>;
+template <guest_memory M, std::endian E> using driver_ring = virtqueue_driver<M, E>;
 
 /// The first multiple of 16 that is not below `n`.
 [[nodiscard]] constexpr std::uint64_t align16(std::uint64_t n) noexcept {
@@ -32,19 +33,25 @@ struct request_queue_place {
   guest_address end = 0; ///< 16-aligned
 };
 
-/// The places of a queue of `entries` with `data_bytes` of buffer, from `at` on, which is
-/// 16-aligned.
+/// The places of a queue of up to `entries_max` entries, in the format that `features` say, with
+/// `data_bytes` of buffer; from `at` on, which is 16-aligned.
 [[nodiscard]] constexpr request_queue_place
-place_request_queue(guest_address at, std::uint32_t entries, std::uint32_t data_bytes) noexcept {
-  const auto rings = split::place(at, entries);
+place_request_queue(guest_address at, std::uint32_t entries_max, std::uint32_t data_bytes,
+                    const feature_set& features) noexcept {
+  const bool is_packed = features.test(ballast::feature::ring_packed);
+  const auto rings =
+      place_queue(at, is_packed ? entries_max : std::bit_floor(entries_max), features);
   const guest_address data = align16(rings.end);
   return {rings.layout, data, align16(data + data_bytes)};
 }
 
-/// Bytes of guest memory that such a queue takes at most.
+/// Bytes of guest memory that such a queue takes at most, in either format.
 [[nodiscard]] constexpr std::uint64_t request_queue_bytes(std::uint32_t entries_max,
                                                           std::uint32_t data_bytes) noexcept {
-  return place_request_queue(0, entries_max, data_bytes).end;
+  const std::uint64_t split = place_request_queue(0, entries_max, data_bytes, {}).end;
+  const std::uint64_t packed =
+      place_request_queue(0, entries_max, data_bytes, {ballast::feature::ring_packed}).end;
+  return split > packed ? split : packed;
 }
 
 /// A driver's queue that has one request under way at most, as all of the balloon's have. What is
@@ -65,8 +72,8 @@ template <guest_memory M, std::endian E> class request_queue {
     const std::uint32_t max = transport.queue_size_max(index);
     if (max == 0) return error::queue_unavailable;
     if (max < entries_min) return error::queue_too_small;
-    const auto where = place_request_queue(
-        at, std::bit_floor(max < entries_max_ ? max : entries_max_), data_bytes);
+    const auto where =
+        place_request_queue(at, max < entries_max_ ? max : entries_max_, data_bytes, features);
     if (const auto started = ring_.start(memory, where.layout, features, first_index); !started)
       return started;
     memory_ = &memory;
@@ -115,7 +122,7 @@ template <guest_memory M, std::endian E> class request_queue {
     return true;
   }
 
-  /// As `split_driver::enable_notifications`.
+  /// Asks for a notification of the next return; whether there is one already.
   [[nodiscard]] constexpr bool enable_notifications() noexcept {
     return ring_.enable_notifications();
   }

@@ -5,7 +5,7 @@
 #include <ballast/balloon/statistics.hpp>
 #include <ballast/memory/guest_memory.hpp>
 #include <ballast/virtio/actions.hpp>
-#include <ballast/virtqueue/split_driver.hpp>
+#include <ballast/virtqueue/driver_queue.hpp>
 
 #include <bit>
 #include <cstddef>

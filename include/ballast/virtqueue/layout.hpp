@@ -118,7 +118,7 @@ inline constexpr std::uint16_t no_notify = 1; ///< in used_flags
 }
 
 [[nodiscard]] constexpr bool is_valid_size(std::uint32_t size) noexcept {
-  return std::has_single_bit(size) && size <= max_queue_size;
+  return size != 0 && (size & (size - 1)) == 0 && size <= max_queue_size; // no libgcc call
 }
 
 /// The word that starts at `offset` of a part, for accessors that check every access.

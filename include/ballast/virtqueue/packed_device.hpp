@@ -97,8 +97,7 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
       return e;
     popped_chain popped;
     if (const error e = read_rest(next_available_.index, first, popped); e != error::none) return e;
-    keep(next_available_.index, next_available_.used_flags, popped.buffers.id().head,
-         popped.descriptors);
+    keep(next_available_.index, popped.buffers.id().head, popped.descriptors, popped_count_++);
     next_available_.advance(popped.descriptors, size_);
     return popped.buffers;
   }
@@ -171,8 +170,7 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
   /// Errors: `chain_not_in_flight` (one of them was returned); nothing changes.
   constexpr result<void> unpop(std::uint32_t count) noexcept {
     if (count == 0) return {};
-    if (count > (kept_to_ == next_available_ ? kept_in_a_row_ : 0))
-      return error::chain_not_in_flight;
+    if (count > (kept_to_ == popped_count_ ? kept_in_a_row_ : 0)) return error::chain_not_in_flight;
     ring_place at = next_available_;
     std::uint32_t left = count;
     for (; left != 0; --left) {
@@ -184,7 +182,8 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
       at.retreat(descriptors_[id], size_);
     }
     if (left == 0) {
-      next_available_ = kept_to_ = at;
+      next_available_ = at;
+      kept_to_ = popped_count_ -= count;
       kept_in_a_row_ -= count;
       return {};
     }
@@ -305,7 +304,7 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
     if (state.cause != error::none) broken(state.cause);
     ring_place at = used;
     for (const held_head h : held) {
-      keep(at.index, at.used_flags, h.head, h.descriptors);
+      keep(at.index, h.head, h.descriptors, popped_count_++);
       at.advance(h.descriptors, size_);
     }
     kept_in_a_row_ = 0; // where they lie in the ring is not known any more
@@ -391,14 +390,14 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
   constexpr void begin(M& memory, const packed_rings<M>& rings, const feature_set& features,
                        std::uint32_t size, ring_place available, ring_place used) noexcept {
     size_ = size;
-    next_available_ = kept_to_ = available;
+    next_available_ = available;
     next_used_ = published_ = used;
     run_ = {.start = used};
     connect(memory, rings, features);
   }
 
   constexpr void forget_held() noexcept {
-    held_chains_ = held_descriptors_ = kept_in_a_row_ = unasked_ = 0;
+    held_chains_ = held_descriptors_ = kept_in_a_row_ = kept_to_ = popped_count_ = unasked_ = 0;
     staged_ = {};
     run_ = {};
     for (std::uint32_t& bits : in_flight_) bits = 0;
@@ -450,18 +449,21 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
     if constexpr (IsInOrder) at.run = run_;
     std::uint32_t served = 0;
     error failure = error::none;
-    do failure = serve_next<IsInOrder>(at, handle);
+    do failure = serve_next<IsInOrder>(at, served, handle);
     while (failure == error::none && ++served != budget);
     if constexpr (IsInOrder) run_ = at.run;
     next_available_ = at.available;
     next_used_ = at.next_used();
     staged_ = at.staged;
+    if (failure == error::used_out_of_order) ++served; // kept
+    popped_count_ += served;
     count = served;
     return failure;
   }
 
   template <bool IsInOrder, class Handler>
-  [[gnu::always_inline]] constexpr error serve_next(batch& at, Handler& handle) noexcept {
+  [[gnu::always_inline]] constexpr error serve_next(batch& at, std::uint32_t served,
+                                                    Handler& handle) noexcept {
     two_words words;
     if (const error e = read_first(at.table, at.available, words); e != error::none) return e;
     const descriptor first(words);
@@ -489,7 +491,7 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
     }
     const bool is_early = IsInOrder && at.held != 0;
     if (!answer.is_used || is_early) {
-      keep(at.available.index, at.available.used_flags, id, descriptors);
+      keep(at.available.index, id, descriptors, popped_count_ + served);
       at.held += descriptors;
       at.available.advance(descriptors, at.size);
       return answer.is_used ? error::used_out_of_order : error::none;
@@ -544,6 +546,7 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
       while (true) {
         if (const error e = append(d, to); e != error::none) return broken(e);
         if (!d.has(packed::flag_next)) break;
+        if (popped.descriptors == size) return broken(error::chain_loops);
         if (++index == size) index = 0;
         d = descriptor(two_words{
             table.template load<std::uint64_t>(packed::descriptor_address(index), order::plain),
@@ -630,17 +633,16 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
     --held_chains_;
     held_descriptors_ -= descriptors_[id];
   }
-  [[gnu::noinline]] constexpr void keep(std::uint32_t index, std::uint32_t used_flags,
-                                        std::uint16_t id, std::uint32_t descriptors) noexcept {
-    const ring_place at{index, used_flags};
+  /// Notes a chain that was popped at the entry `index`, the `number`th of this life.
+  [[gnu::noinline]] constexpr void keep(std::uint32_t index, std::uint16_t id,
+                                        std::uint32_t descriptors, std::uint32_t number) noexcept {
     descriptors_[id] = static_cast<std::uint16_t>(descriptors);
     mark(id);
-    if (kept_to_ != at) kept_in_a_row_ = 0;
+    if (kept_to_ != number) kept_in_a_row_ = 0;
     ++kept_in_a_row_;
-    kept_to_ = at;
-    kept_to_.advance(descriptors - 1, size_);
-    popped_[at.index] = popped_[kept_to_.index] = id; // found from either end
-    kept_to_.advance(1, size_);
+    kept_to_ = number + 1;
+    const std::uint32_t last = index + descriptors - 1;
+    popped_[index] = popped_[last < size_ ? last : last - size_] = id; // found from either end
   }
 
   std::span<buffer> buffers_;
@@ -660,7 +662,9 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
   std::uint32_t epoch_ = 0;
   std::uint32_t held_chains_ = 0; ///< popped and not returned
   std::uint32_t held_descriptors_ = 0;
-  ring_place kept_to_; ///< behind the chains kept in a row last: what `unpop` may give back
+  // Chains are counted through 32 bits.
+  std::uint32_t popped_count_ = 0;
+  std::uint32_t kept_to_ = 0; ///< behind those kept in a row last: what `unpop` may give back
   std::uint32_t kept_in_a_row_ = 0;
   error cause_ = error::none;
   error refusal_ = error::not_attached; ///< why nothing can be popped
