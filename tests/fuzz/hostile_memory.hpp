@@ -295,12 +295,18 @@ class hostile_memory {
 static_assert(ballast::guest_memory<hostile_memory>);
 
 /// A queue's layout from the input: mostly one that works.
-[[nodiscard]] inline ballast::queue_layout layout_from(input& in, const guest_ram& ram) {
+[[nodiscard]] inline ballast::queue_layout layout_from(input& in, const guest_ram& ram,
+                                                       bool is_packed) {
   const std::uint8_t how = in.byte();
-  const std::uint32_t size = how < 0xf0 ? 1u << (how % 9) : in.number<std::uint32_t>();
+  std::uint32_t size = 1u << (how % 9);
+  if (is_packed) size = how < 0x80 ? 1u + how % 12 : 1u + 3u * (how % 0x60u);
+  if (how >= 0xf0) size = in.number<std::uint32_t>();
   const std::uint32_t where = in.below(4);
-  if (where != 3 && size <= 256)
-    return ballast::split::place(0x1000 + 16u * in.byte(), size).layout;
+  if (where != 3 && size <= 256) {
+    const std::uint64_t base = 0x1000 + 16u * in.byte();
+    return (is_packed ? ballast::packed::place(base, size) : ballast::split::place(base, size))
+        .layout;
+  }
   ballast::queue_layout at{.size = size};
   at.descriptor_area = ram.address_from(in);
   at.driver_area = ram.address_from(in);

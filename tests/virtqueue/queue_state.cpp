@@ -3,6 +3,8 @@
 
 #include "support/check.hpp"
 
+#include <initializer_list>
+
 namespace {
 
 using namespace ballast;
