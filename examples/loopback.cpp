@@ -4,13 +4,16 @@
 // path, with real pages, a real virtqueue between two threads, and real statistics. --help explains
 // the options; the parts are in loopback/.
 
+#include "loopback/back_end.hpp"
 #include "loopback/doorbell.hpp"
+#include "loopback/free_blocks.hpp"
 #include "loopback/guest.hpp"
 #include "loopback/guest_pages.hpp"
 #include "loopback/guest_ram.hpp"
 #include "loopback/host.hpp"
 #include "loopback/machine.hpp"
 #include "loopback/options.hpp"
+#include "loopback/page_words.hpp"
 #include "loopback/progress.hpp"
 #include "loopback/report.hpp"
 #include "loopback/signals.hpp"
@@ -53,17 +56,19 @@ class complaints {
   int count_ = 0;
 };
 
-void touch(guest_pages& pages) {
+void touch(guest_pages& pages, const free_blocks& blocks) {
   progress bar("touching ", pages.count());
   for (std::size_t i = 0; i < pages.count();) {
     pages.fill(i);
     bar.show(++i);
   }
+  blocks.poison();
 }
 
 /// From an empty balloon to one of the target's size, with statistics before and after.
 ending inflate(machine& both, const guest_ram& ram, report& to) {
   if (const ending e = both.start(); e != ending::done) return e;
+  to.agreed = both.agreed();
   if (const ending e = both.read_statistics(to.before); e != ending::done) return e;
 
   const auto pages = static_cast<std::uint32_t>(to.target_bytes / page_size);
@@ -86,26 +91,88 @@ ending inflate(machine& both, const guest_ram& ram, report& to) {
   return ending::done;
 }
 
+/// What a migration would not have to send.
+ending hint(machine& both, const guest_sources& sources, const back_end& host, report& to) {
+  hint_report& h = to.hinting.emplace();
+  h.free = sources.bytes();
+  h.dirty_before = to.memory_bytes;
+  const ending e = both.hint();
+  h.hinted = both.counters().free_page_hint_freed;
+  h.dirty_after = host.dirty_bytes();
+  return e;
+}
+
+/// What the host gets without a balloon.
+ending report_free(machine& both, const guest_ram& ram, const guest_sources& sources, report& to) {
+  reporting_report& r = to.reporting.emplace();
+  r.free = sources.bytes();
+  r.resident_before = to.resident_after;
+  const ending e = both.report();
+  if (e != ending::done) return e;
+  r.reported = sources.reported_bytes();
+  r.given_back = both.counters().free_page_report_freed;
+  r.resident_after = resident_bytes(ram).value_or(0);
+  return e;
+}
+
 ending deflate(machine& both, std::uint32_t pages) {
   progress bar("deflating", pages);
   return both.resize(0, [&](std::uint32_t actual) { bar.show(pages - std::min(actual, pages)); });
 }
 
-void check_inflated(const report& r, complaints& wrong) {
-  const std::uint64_t tolerance = std::max<std::uint64_t>(r.target_bytes / 50, 2 << 20);
-  const auto fell = static_cast<std::int64_t>(r.resident_before - r.resident_after);
-  const std::int64_t off = fell - static_cast<std::int64_t>(r.target_bytes);
-  wrong.add_if(std::abs(off) > static_cast<std::int64_t>(tolerance),
+void check_agreed(const negotiated& found, const options& chosen, complaints& wrong) {
+  wrong.add_if(!found.is_all_offered, "the driver did not accept every feature that was offered");
+  wrong.add_if(found.is_packed != chosen.is_packed, "the queues have the other format");
+  wrong.add_if(found.is_in_order != chosen.is_in_order, "IN_ORDER is not as it was asked for");
+  wrong.add_if(found.queue_size != chosen.queue_size,
+               "the queues have " + std::to_string(found.queue_size) + " entries");
+  wrong.add_if(found.poison != chosen.poison().value_or(0), "the device has another poison");
+}
+
+void check_fall(std::int64_t fell, std::uint64_t expected, std::uint64_t tolerance,
+                const char* what, complaints& wrong) {
+  wrong.add_if(std::abs(fell - static_cast<std::int64_t>(expected)) >
+                   static_cast<std::int64_t>(tolerance),
                "the resident memory fell by " + std::to_string(fell) + " bytes, not by the " +
-                   std::to_string(r.target_bytes) + " of the target");
+                   std::to_string(expected) + what);
+}
+
+void check_inflated(const report& r, complaints& wrong) {
+  check_fall(static_cast<std::int64_t>(r.resident_before - r.resident_after), r.target_bytes,
+             std::max<std::uint64_t>(r.target_bytes / 50, 2 << 20), " of the target", wrong);
   wrong.add_if(ballast::balloon::bytes_of(r.actual_pages) != r.target_bytes,
                "the balloon has " + std::to_string(r.actual_pages) + " pages, not the " +
                    std::to_string(r.target_bytes / page_size) + " of the target");
 }
 
-void check_device(const ballast::balloon::device_counters& did, complaints& wrong) {
+void check_hinted(const hint_report& h, const back_end& host, const guest_sources& sources,
+                  std::uint64_t memory_bytes, complaints& wrong) {
+  wrong.add_if(h.hinted != h.free, std::to_string(h.hinted) + " bytes were hinted, not the " +
+                                       std::to_string(h.free) + " that are free");
+  std::uint64_t others = 0;
+  for (std::uint32_t pfn = 0; pfn < memory_bytes / page_size; ++pfn)
+    others += host.is_dirty(pfn) == sources.contains(pfn);
+  wrong.add_if(others != 0,
+               std::to_string(others) + " pages are free and to be sent, or in use and not");
+}
+
+void check_reported(const reporting_report& r, const options& chosen, complaints& wrong) {
+  wrong.add_if(r.reported != r.free, std::to_string(r.reported) + " bytes were reported, not the " +
+                                         std::to_string(r.free) + " that are free");
+  const std::uint64_t expected = chosen.is_poisoned ? 0 : r.free;
+  wrong.add_if(r.given_back != expected, std::to_string(r.given_back) +
+                                             " bytes were given back, not " +
+                                             std::to_string(expected));
+  check_fall(r.fell_by(), expected, r.free / 50, " of the report", wrong);
+}
+
+void check_device(const ballast::balloon::device_counters& did,
+                  const ballast::host::discard_counters& host, complaints& wrong) {
   wrong.add_if(did.discard_failures != 0,
-               "madvise failed " + std::to_string(did.discard_failures) + " times");
+               "giving memory back failed " + std::to_string(did.discard_failures) + " times");
+  wrong.add_if(host.failed_populates != 0, "there are no free huge pages any more for the guest");
+  wrong.add_if(did.partial_pages != 0,
+               std::to_string(did.partial_pages) + " pages were no whole pages of the host");
   wrong.add_if(did.bad_pages != 0,
                std::to_string(did.bad_pages) + " pages were not in guest memory");
 }
@@ -114,27 +181,46 @@ void check_pages(const page_check& found, complaints& wrong) {
   const auto expect_none = [&](std::uint64_t pages, const char* what) {
     wrong.add_if(pages != 0, std::to_string(pages) + " pages " + what);
   };
-  expect_none(found.damaged, "were never in the balloon, and lost their contents");
-  expect_none(found.kept, "were in the balloon, and kept their contents");
+  expect_none(found.damaged, "were never given to the host, and lost their contents");
+  expect_none(found.kept, "were given to the host, and kept their contents");
+  expect_none(found.unpoisoned, "are free, and don't hold the poison");
   expect_none(found.unusable, "came back and don't hold what is written to them");
-  expect_none(found.missing, "went into the balloon and did not come back");
-  expect_none(found.misplaced, "were given back that were not in the balloon");
+  expect_none(found.missing, "went to the driver and did not come back");
+  expect_none(found.misplaced, "came back that the driver did not have");
 }
 
 void flush_output(complaints& wrong) {
   if (std::fflush(stdout) != 0) wrong.add(std::string("standard output: ") + std::strerror(errno));
 }
 
-/// The balloon there and back. Whether it went all the way; what was not right is in `wrong`.
-bool exercise(machine& both, const guest_ram& ram, const options& chosen, report& found,
-              complaints& wrong) {
-  ending e = inflate(both, ram, found);
+/// What a guest and its host are made of.
+struct parts {
+  const options& chosen;
+  guest_ram& ram;
+  back_end& host;
+  guest_sources& sources;
+};
+
+/// The balloon there and back, and what the options add. Whether it went all the way; what was not
+/// right is in `wrong`.
+bool exercise(machine& both, const parts& with, report& found, complaints& wrong) {
+  ending e = inflate(both, with.ram, found);
   if (e == ending::done) {
+    check_agreed(found.agreed, with.chosen, wrong);
     check_inflated(found, wrong);
-    chosen.is_json ? print_json(found) : print_text(found);
-    flush_output(wrong);
+  }
+  if (e == ending::done && with.chosen.is_hinting) {
+    e = hint(both, with.sources, with.host, found);
+    if (e == ending::done)
+      check_hinted(*found.hinting, with.host, with.sources, found.memory_bytes, wrong);
+  }
+  if (e == ending::done && with.chosen.is_reporting) {
+    e = report_free(both, with.ram, with.sources, found);
+    if (e == ending::done) check_reported(*found.reporting, with.chosen, wrong);
+  }
+  if (e == ending::done) {
     e = deflate(both, found.actual_pages);
-    check_device(both.counters(), wrong);
+    check_device(both.counters(), with.host.counters(), wrong);
   }
   if (e == ending::interrupted) both.interrupt();
   if (e != ending::done) wrong.add(both.reason(e));
@@ -142,41 +228,59 @@ bool exercise(machine& both, const guest_ram& ram, const options& chosen, report
 }
 
 int run(const options& chosen) {
-  guest_ram ram(chosen.memory);
+  guest_ram ram(chosen.memory, chosen.page_size());
   if (!ram.is_mapped())
-    usage_error("--memory " + exact_size(chosen.memory) + ": " + std::strerror(errno));
-  const std::uint64_t kept = guest::kept_bytes();
-  guest_pages pages(ram, static_cast<std::uint32_t>(kept / page_size));
-  std::memset(ram.data(), 0, kept);
-  touch(pages);
+    usage_error("--memory " + exact_size(chosen.memory) + ": " +
+                (chosen.is_huge ? missing_huge_pages(chosen.memory) : std::strerror(errno)));
+  back_end host(ram);
+  guest_sources sources(ram, chosen.free_begin(), chosen.poison());
+  guest_pages pages(ram, static_cast<std::uint32_t>(chosen.kept / page_size), sources,
+                    chosen.poison());
+  std::memset(ram.data(), 0, chosen.kept);
+  touch(pages, sources);
 
   complaints wrong;
-  report found{.memory_bytes = chosen.memory, .target_bytes = chosen.target};
+  report found{.memory_bytes = chosen.memory,
+               .target_bytes = chosen.target,
+               .resident_counter = resident_counter(ram)};
   doorbells bells;
   signals inbox;
   const auto before = resident_bytes(ram);
   wrong.add_if(!bells.are_open() || !inbox.is_open(), "no eventfd or signalfd to be had");
-  wrong.add_if(!before, "no Rss of the guest's memory in /proc/self/smaps");
+  wrong.add_if(!before, "the guest's memory is not in /proc/self/smaps");
+  if (host.state() != ballast::error::none)
+    wrong.add(std::string("the guest's memory can't be given back: ") + name(host.state()));
   if (!wrong.are_none()) return 1;
   found.resident_before = before.value_or(0);
 
   bool is_complete = false;
   int signal = 0;
   {
-    machine both(ram, pages, bells, inbox);
-    is_complete = exercise(both, ram, chosen, found, wrong);
+    machine both(ram, host, pages, sources, bells, inbox, chosen);
+    is_complete = exercise(both, {chosen, ram, host, sources}, found, wrong);
     signal = both.signal();
+  }
+  if (chosen.is_poisoned) {
+    found.poisoned = pages.poisoned_bytes();
+    wrong.add_if(is_complete && found.poisoned != found.target_bytes,
+                 std::to_string(pages.poisoned_bytes()) + " bytes were poisoned");
+  }
+  if (found.is_inflated()) {
+    chosen.is_json ? print_json(found) : print_text(found);
+    flush_output(wrong);
   }
   // The guest has its memory back: now end the way the signal wanted it.
   if (signal != 0) std::raise(signal);
   if (!is_complete) return 1;
 
   inbox.let_through();
-  check_pages(pages.check(), wrong);
+  page_check checked = pages.check();
+  checked += sources.check();
+  check_pages(checked, wrong);
   if (!wrong.are_none()) return 1;
   std::FILE* const out = chosen.is_json ? stderr : stdout;
-  std::fprintf(out, "\nall %" PRIu32 " pages were empty when they came back, and hold data again\n",
-               found.actual_pages);
+  std::fprintf(out, "\nall %" PRIu32 " pages were %s when they came back, and hold data again\n",
+               found.actual_pages, chosen.is_poisoned ? "poisoned" : "empty");
   std::fprintf(out, "resident memory of the guest is %s again\n",
                human_size(resident_bytes(ram).value_or(0)).c_str());
   flush_output(wrong);
@@ -186,5 +290,5 @@ int run(const options& chosen) {
 } // namespace
 
 int main(int count, char** arguments) {
-  return run(loopback::parse_options(count, arguments, loopback::guest::kept_bytes()));
+  return run(loopback::parse_options(count, arguments, loopback::guest::driver::memory_bytes));
 }

@@ -36,11 +36,12 @@ struct doorbells {
   doorbell registers; ///< guest to VMM: the guest wrote a register, or gave up
   doorbell used;      ///< VMM to guest: used buffer notifications
   doorbell config;    ///< VMM to guest: configuration change notifications
+  doorbell report;    ///< to the guest: it has free memory that is worth a report
   doorbell stop;      ///< VMM to guest: shut down
 
   [[nodiscard]] bool are_open() const noexcept {
     return available.is_open() && registers.is_open() && used.is_open() && config.is_open() &&
-           stop.is_open();
+           report.is_open() && stop.is_open();
   }
 };
 

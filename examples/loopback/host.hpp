@@ -3,9 +3,10 @@
 
 #include "guest_ram.hpp"
 
+#include <ballast/host/mapping.hpp>
+
 #include <algorithm>
 #include <cstdint>
-#include <cstdio>
 #include <fstream>
 #include <limits>
 #include <optional>
@@ -60,22 +61,31 @@ struct memory_bound {
   return bound;
 }
 
-/// The resident bytes of the guest's mapping, as the kernel counts them: the Rss of it (of all its
-/// parts, should it have been split) in /proc/self/smaps.
-[[nodiscard]] inline std::optional<std::uint64_t> resident_bytes(const guest_ram& ram) {
-  const auto begin = reinterpret_cast<std::uintptr_t>(ram.data());
-  const std::uintptr_t end = begin + round_up(ram.size(), host_page_size());
-  std::ifstream file("/proc/self/smaps");
-  std::optional<std::uint64_t> sum;
-  bool is_guest = false;
-  for (std::string line; std::getline(file, line);) {
-    unsigned long from = 0, to = 0, kib = 0;
-    if (std::sscanf(line.c_str(), "%lx-%lx ", &from, &to) == 2)
-      is_guest = from >= begin && to <= end;
-    else if (is_guest && std::sscanf(line.c_str(), "Rss: %lu kB", &kib) == 1)
-      sum = sum.value_or(0) + kib * 1024;
-  }
-  return sum;
+/// What counts the guest's pages in /proc/self/smaps: huge pages are in none of the other counters.
+[[nodiscard]] inline const char* resident_counter(const guest_ram& ram) noexcept {
+  return ram.is_huge() ? "Private_Hugetlb" : "Rss";
+}
+/// The resident bytes of the guest's mapping, as the kernel counts them there.
+[[nodiscard]] inline std::optional<std::uint64_t> resident_bytes(const guest_ram& ram) noexcept {
+  const auto found = ballast::host::find_mapping(ram.data(), ram.size());
+  if (!found) return std::nullopt;
+  return ram.is_huge() ? found->hugetlb_bytes : found->resident_bytes;
+}
+
+/// Why so many bytes of huge pages can't be had, and what root can do about it.
+[[nodiscard]] inline std::string missing_huge_pages(std::uint64_t bytes) {
+  const std::string directory = "/sys/kernel/mm/hugepages/hugepages-2048kB/";
+  const auto read = [&](const char* name) {
+    std::uint64_t n = 0;
+    std::ifstream(directory + name) >> n;
+    return n;
+  };
+  const std::uint64_t needed = bytes / huge_page_size;
+  const std::uint64_t free = read("free_hugepages") - read("resv_hugepages");
+  const std::uint64_t total = read("nr_hugepages") + needed - std::min(free, needed);
+  return "it needs " + std::to_string(needed) + " free huge pages of 2M, and there are " +
+         std::to_string(free) + "; as root: echo " + std::to_string(total) + " > " + directory +
+         "nr_hugepages";
 }
 
 } // namespace loopback

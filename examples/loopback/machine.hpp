@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
 
+#include "back_end.hpp"
 #include "doorbell.hpp"
 #include "guest.hpp"
 #include "guest_pages.hpp"
 #include "guest_ram.hpp"
+#include "options.hpp"
 #include "signals.hpp"
 #include "vmm.hpp"
 
@@ -23,9 +25,11 @@ namespace loopback {
 /// A VMM and its guest while both run, each on its thread; this one is the VMM's.
 class machine {
  public:
-  machine(guest_ram& ram, guest_pages& pages, doorbells& bells, signals& inbox)
-      : bells_(&bells), signals_(&inbox), vmm_(ram, bells, inbox.fd()),
-        guest_(ram, vmm_.driver_side(), pages, bells), thread_([this] { guest_.run(); }) {}
+  machine(const guest_ram& ram, back_end& host, guest_pages& pages, guest_sources& sources,
+          doorbells& bells, signals& inbox, const options& chosen)
+      : bells_(&bells), signals_(&inbox), vmm_(ram, host, bells, inbox.fd(), chosen),
+        guest_(ram, vmm_.driver_side(), pages, sources, bells, chosen),
+        thread_([this] { guest_.run(); }) {}
   ~machine() {
     bells_->stop.ring();
     thread_.join();
@@ -57,9 +61,25 @@ class machine {
     return e;
   }
 
+  /// A round of free page hinting: until the guest has no more, and may use its pages again.
+  ending hint() {
+    vmm_.start_hinting();
+    const ending e = vmm_.serve_until([&] { return !vmm_.is_hinting(); });
+    if (e == ending::done) vmm_.finish_hinting();
+    return e;
+  }
+
+  /// Until the guest has reported all of its free blocks.
+  ending report() {
+    bells_->report.ring();
+    return vmm_.serve_until([&] { return guest_.has_reported(); });
+  }
+
   ending serve_for(monotonic::duration time) { return vmm_.serve_for(time); }
 
   [[nodiscard]] std::uint32_t actual() const { return vmm_.actual(); }
+  /// What the two sides have agreed on.
+  [[nodiscard]] negotiated agreed() { return vmm_.agreed(); }
   [[nodiscard]] ballast::balloon::device_counters counters() { return vmm_.counters(); }
 
   /// Gives the guest all of its memory back, because a signal asked to end.

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
 
+#include "back_end.hpp"
 #include "doorbell.hpp"
-#include "guest_ram.hpp"
+#include "options.hpp"
 
 #include <ballast/balloon/device.hpp>
 #include <ballast/memory/mapped_memory.hpp>
@@ -12,6 +13,7 @@
 #include <ballast/virtio/in_process_transport.hpp>
 #include <ballast/virtqueue/layout.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
@@ -19,7 +21,7 @@
 
 namespace loopback {
 
-using balloon_device = ballast::balloon::device<ballast::mapped_memory, guest_ram>;
+using balloon_device = ballast::balloon::device<ballast::mapped_memory, back_end, queue_size_bound>;
 using balloon_transport = ballast::in_process_transport<balloon_device, ballast::mapped_memory>;
 
 /// The device's registers as both threads see them. The guest's writes and the VMM's work on the
@@ -27,8 +29,10 @@ using balloon_transport = ballast::in_process_transport<balloon_device, ballast:
 /// exit from a virtual machine would tell it.
 class registers : public balloon_transport {
  public:
-  registers(balloon_device& device, ballast::mapped_memory& memory, doorbells& bells) noexcept
-      : balloon_transport(device, memory), bells_(&bells) {}
+  /// `queue_size`: the most entries that the guest may give a queue.
+  registers(balloon_device& device, ballast::mapped_memory& memory, doorbells& bells,
+            std::uint32_t queue_size) noexcept
+      : balloon_transport(device, memory), bells_(&bells), size_max_(queue_size) {}
 
   // The guest's side: a driver_transport.
 
@@ -36,9 +40,13 @@ class registers : public balloon_transport {
     const std::scoped_lock hold(lock_);
     balloon_transport::set_driver_features(accepted);
   }
+  [[nodiscard]] std::uint32_t queue_size_max(std::uint16_t queue) const noexcept {
+    return std::min(balloon_transport::queue_size_max(queue), size_max_);
+  }
   [[nodiscard]] ballast::result<void> set_up_queue(std::uint16_t queue,
                                                    const ballast::queue_layout& layout) noexcept {
     const std::scoped_lock hold(lock_);
+    if (queue == 0) size_ = layout.size;
     return balloon_transport::set_up_queue(queue, layout);
   }
   [[nodiscard]] ballast::result<void> reset_queue(std::uint16_t queue) noexcept {
@@ -62,11 +70,18 @@ class registers : public balloon_transport {
     bells_->available.ring();
   }
 
+  /// Entries that the guest has given its first queue.
+  [[nodiscard]] std::uint32_t queue_size() noexcept {
+    const std::scoped_lock hold(lock_);
+    return size_;
+  }
   /// To be held by the VMM while it works on the device.
   [[nodiscard]] std::mutex& lock() noexcept { return lock_; }
 
  private:
   doorbells* bells_;
+  std::uint32_t size_max_;
+  std::uint32_t size_ = 0;
   std::mutex lock_;
 };
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "text.hpp"
+#include "vmm.hpp"
 
 #include <ballast/balloon/pressure.hpp>
 #include <ballast/balloon/protocol.hpp>
@@ -11,14 +12,39 @@
 #include <cinttypes>
 #include <cstdint>
 #include <cstdio>
+#include <optional>
 #include <string>
 
 namespace loopback {
+
+/// A round of free page hinting, in bytes.
+struct hint_report {
+  std::uint64_t free = 0;         ///< that the guest has
+  std::uint64_t hinted = 0;       ///< as the device has counted
+  std::uint64_t dirty_before = 0; ///< to be sent
+  std::uint64_t dirty_after = 0;
+};
+
+/// Free page reporting, in bytes.
+struct reporting_report {
+  std::uint64_t free = 0;       ///< that the guest has
+  std::uint64_t reported = 0;   ///< that came back from the device
+  std::uint64_t given_back = 0; ///< by the device, to the host
+  std::uint64_t resident_before = 0;
+  std::uint64_t resident_after = 0;
+
+  [[nodiscard]] std::uint64_t left_alone() const noexcept { return reported - given_back; }
+  [[nodiscard]] std::int64_t fell_by() const noexcept {
+    return static_cast<std::int64_t>(resident_before - resident_after);
+  }
+};
 
 /// What a run found out, up to where the balloon had its size.
 struct report {
   std::uint64_t memory_bytes = 0;
   std::uint64_t target_bytes = 0;
+  negotiated agreed = {};
+  const char* resident_counter = "";
   std::uint64_t resident_before = 0; ///< bytes
   std::uint64_t resident_after = 0;  ///< bytes
   std::uint32_t actual_pages = 0;
@@ -26,9 +52,17 @@ struct report {
   ballast::balloon::snapshot before = {};
   ballast::balloon::snapshot after = {};
   ballast::balloon::verdict verdict = {};
+  std::optional<hint_report> hinting = {};
+  std::optional<reporting_report> reporting = {};
+  std::optional<std::uint64_t> poisoned = {}; ///< bytes, by the driver
 
+  /// Whether the balloon got as far as its size.
+  [[nodiscard]] bool is_inflated() const noexcept { return after.received_at != 0; }
   [[nodiscard]] std::uint64_t window() const noexcept { ///< nanoseconds
     return after.received_at - before.received_at;
+  }
+  [[nodiscard]] const char* queue_format() const noexcept {
+    return agreed.is_packed ? "packed" : "split";
   }
 };
 
@@ -44,16 +78,49 @@ class json_numbers {
   bool is_first_ = true;
 };
 
+/// What options added: `, "name": {...}` for each.
+inline void print_json_parts(const report& r) {
+  if (r.hinting) {
+    std::printf(", \"hint\": {");
+    json_numbers numbers;
+    numbers.add("free_bytes", r.hinting->free);
+    numbers.add("hinted_bytes", r.hinting->hinted);
+    numbers.add("dirty_before_bytes", r.hinting->dirty_before);
+    numbers.add("dirty_after_bytes", r.hinting->dirty_after);
+    std::printf("}");
+  }
+  if (r.reporting) {
+    std::printf(", \"report\": {");
+    json_numbers numbers;
+    numbers.add("reported_bytes", r.reporting->reported);
+    numbers.add("given_back_bytes", r.reporting->given_back);
+    numbers.add("left_alone_bytes", r.reporting->left_alone());
+    numbers.add("resident_before_bytes", r.reporting->resident_before);
+    numbers.add("resident_after_bytes", r.reporting->resident_after);
+    std::printf("}");
+  }
+  if (r.poisoned) {
+    std::printf(", \"poison\": {");
+    json_numbers numbers;
+    numbers.add("value", r.agreed.poison);
+    numbers.add("poisoned_bytes", *r.poisoned);
+    std::printf("}");
+  }
+}
+
 /// One object on standard output. All names are the library's: none needs an escape.
 inline void print_json(const report& r) {
   json_numbers numbers;
   std::printf("{");
   numbers.add("memory_bytes", r.memory_bytes);
   numbers.add("target_bytes", r.target_bytes);
+  numbers.add("queue_size", r.agreed.queue_size);
   numbers.add("resident_before_bytes", r.resident_before);
   numbers.add("resident_after_bytes", r.resident_after);
   numbers.add("actual_pages", r.actual_pages);
   numbers.add("pages_per_second", r.pages_per_second);
+  std::printf(", \"queue_format\": \"%s\", \"in_order\": %s, \"resident_counter\": \"%s\"",
+              r.queue_format(), r.agreed.is_in_order ? "true" : "false", r.resident_counter);
 
   std::printf(", \"statistics\": {");
   json_numbers statistics;
@@ -68,7 +135,9 @@ inline void print_json(const report& r) {
   json_numbers rates;
   for (const auto& row : ballast::balloon::statistic_table)
     if (v.rates[row.tag].is_known()) rates.add(row.name, v.rates[row.tag].per_second);
-  std::printf("}}}\n");
+  std::printf("}}");
+  print_json_parts(r);
+  std::printf("}\n");
 }
 
 inline void print_size(const char* what, std::uint64_t bytes) {
@@ -103,8 +172,31 @@ inline void print_verdict(const report& r) {
     std::printf("  degraded               yes: this kernel lacks counters that decide\n");
 }
 
+inline void print_parts(const report& r) {
+  if (r.hinting) {
+    std::printf("\nfree page hinting\n");
+    print_size("free", r.hinting->free);
+    print_size("hinted", r.hinting->hinted);
+    print_size("to send before", r.hinting->dirty_before);
+    print_size("to send after", r.hinting->dirty_after);
+  }
+  if (r.reporting) {
+    std::printf("\nfree page reporting\n");
+    print_size("reported", r.reporting->reported);
+    print_size("given back", r.reporting->given_back);
+    print_size("left alone", r.reporting->left_alone());
+    print_size("resident before", r.reporting->resident_before);
+    print_size("resident after", r.reporting->resident_after);
+  }
+  if (r.poisoned) {
+    std::printf("\npage poison\n");
+    std::printf("  %-22s %12s 0x%08" PRIx32 "\n", "free pages hold", "", r.agreed.poison);
+    print_size("poisoned by the driver", *r.poisoned);
+  }
+}
+
 inline void print_text(const report& r) {
-  std::printf("\nresident memory of the guest\n");
+  std::printf("\nresident memory of the guest (%s)\n", r.resident_counter);
   print_size("before", r.resident_before);
   print_size("after", r.resident_after);
   std::printf("\nballoon\n");
@@ -113,6 +205,9 @@ inline void print_text(const report& r) {
   std::printf("  %-22s %12s %16" PRIu64 " pages per second\n", "inflated at",
               (human_size(r.pages_per_second * ballast::balloon::page_size) + "/s").c_str(),
               r.pages_per_second);
+  std::printf("  %-22s %12s %16" PRIu32 " entries%s\n", "queues", r.queue_format(),
+              r.agreed.queue_size, r.agreed.is_in_order ? ", in order" : "");
+  print_parts(r);
   print_statistics(r);
   print_verdict(r);
 }

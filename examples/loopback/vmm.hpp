@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
 
+#include "back_end.hpp"
 #include "doorbell.hpp"
 #include "guest_ram.hpp"
+#include "options.hpp"
 #include "registers.hpp"
 
 #include <ballast/balloon/device.hpp>
+#include <ballast/balloon/hint_device.hpp>
+#include <ballast/balloon/host_pages.hpp>
+#include <ballast/balloon/page_ranges.hpp>
 #include <ballast/balloon/protocol.hpp>
 #include <ballast/balloon/statistics.hpp>
 #include <ballast/memory/mapped_memory.hpp>
@@ -20,6 +25,7 @@
 #include <mutex>
 #include <optional>
 #include <poll.h>
+#include <vector>
 
 namespace loopback {
 
@@ -33,17 +39,28 @@ using monotonic = std::chrono::steady_clock;
 /// How waiting for the guest ended.
 enum class ending : std::uint8_t { done, nothing_happened, interrupted, failed };
 
+/// What driver and device have agreed on.
+struct negotiated {
+  bool is_all_offered = false; ///< the driver accepted every feature it was offered
+  bool is_packed = false;
+  bool is_in_order = false;
+  std::uint32_t queue_size = 0;
+  std::uint32_t poison = 0; ///< what free pages hold
+};
+
 /// The VMM: owns the device, and on its thread serves the queues and says how large the balloon is
 /// to be.
 class vmm {
  public:
   /// `signals`: a signalfd, whose signals interrupt any waiting.
-  vmm(guest_ram& ram, doorbells& bells, int signals) noexcept
-      : memory_(ram.accessor()), bells_(&bells), signals_(signals),
-        device_(ram, {.offered = offered,
-                      .target_pages_max = *ballast::balloon::pages_in(ram.size()),
-                      .host_page_size = static_cast<std::uint32_t>(host_page_size())}),
-        registers_(device_, memory_, bells) {}
+  vmm(const guest_ram& ram, back_end& host, doorbells& bells, int signals, const options& chosen)
+      : memory_(ram.accessor()), host_(&host), bells_(&bells), signals_(signals),
+        tracker_(track(inflated_, ram, host)),
+        device_(host, {.offered = offered(chosen),
+                       .target_pages_max = *ballast::balloon::pages_in(ram.size()),
+                       .host_page_size = host.page_size(),
+                       .tracker = inflated_.empty() ? nullptr : &tracker_}),
+        registers_(device_, memory_, bells, chosen.queue_size) {}
   vmm(const vmm&) = delete;
   vmm& operator=(const vmm&) = delete;
 
@@ -67,6 +84,32 @@ class vmm {
     return *taken;
   }
 
+  /// A migration begins, and the guest is asked for what is free.
+  void start_hinting() noexcept {
+    const std::scoped_lock hold(registers_.lock());
+    host_->mark_all_dirty();
+    carry_out(registers_.carry_out(device_.start_hinting()));
+  }
+  void finish_hinting() noexcept {
+    const std::scoped_lock hold(registers_.lock());
+    carry_out(registers_.carry_out(device_.finish_hinting()));
+  }
+  /// Whether the round is not at its end.
+  [[nodiscard]] bool is_hinting() noexcept {
+    const std::scoped_lock hold(registers_.lock());
+    return device_.hinting().state() != ballast::balloon::hint_state::stop;
+  }
+
+  [[nodiscard]] negotiated agreed() noexcept {
+    const std::uint32_t queue_size = registers_.queue_size();
+    const std::scoped_lock hold(registers_.lock());
+    const ballast::feature_set& accepted = device_.negotiated_features();
+    return {.is_all_offered = accepted == device_.offered_features(),
+            .is_packed = accepted.test(ballast::feature::ring_packed),
+            .is_in_order = accepted.test(ballast::feature::in_order),
+            .queue_size = queue_size,
+            .poison = device_.poison()};
+  }
   [[nodiscard]] bool is_driver_ready() const noexcept {
     return (registers_.status() & ballast::status::driver_ok) != 0;
   }
@@ -104,9 +147,29 @@ class vmm {
   // would be over at once for a process that was stopped meanwhile.
   static constexpr unsigned patience = 10;
   static constexpr std::uint32_t budget = 64; // buffers at a time, then it is another queue's turn
-  static constexpr ballast::feature_set offered{ballast::balloon::feature::stats_vq,
-                                                ballast::balloon::feature::deflate_on_oom,
-                                                ballast::feature::event_idx};
+
+  [[nodiscard]] static ballast::feature_set offered(const options& chosen) noexcept {
+    using namespace ballast::balloon;
+    ballast::feature_set all{feature::stats_vq, feature::deflate_on_oom,
+                             ballast::feature::event_idx};
+    if (chosen.is_packed) all.set(ballast::feature::ring_packed);
+    if (chosen.is_in_order) all.set(ballast::feature::in_order);
+    if (chosen.is_hinting) all.set(feature::free_page_hint);
+    if (chosen.is_reporting) all.set(feature::page_reporting);
+    if (chosen.poison()) all.set(feature::page_poison);
+    return all;
+  }
+
+  /// Where a page of the host is many of the balloon's: which of them are inflated.
+  [[nodiscard]] static ballast::balloon::host_page_tracker
+  track(std::vector<std::uint32_t>& storage, const guest_ram& ram, const back_end& host) {
+    using namespace ballast::balloon;
+    if (host.page_size() == page_size) return {};
+    const page_range all{0, *pages_in(ram.size())};
+    storage.resize(
+        static_cast<std::size_t>(host_page_tracker::storage_size(all, host.page_size())));
+    return *host_page_tracker::over(storage, all, host.page_size());
+  }
 
   /// Sleeps until something happens, or for so long, and deals with it.
   ending serve(monotonic::duration longest) noexcept {
@@ -153,8 +216,11 @@ class vmm {
   }
 
   ballast::mapped_memory memory_;
+  back_end* host_;
   doorbells* bells_;
   int signals_;
+  std::vector<std::uint32_t> inflated_; ///< the tracker's; empty: there is no use for one
+  ballast::balloon::host_page_tracker tracker_;
   balloon_device device_;
   registers registers_;
   ballast::error failure_ = ballast::error::none;
