@@ -281,10 +281,10 @@ template <guest_memory M, std::endian E = std::endian::little> class split_devic
     if (held.size() < in_flight()) return error::buffer_too_small;
     std::uint32_t n = 0;
     if (is_in_order_)
-      for (; n != in_flight(); ++n) held[n].head = popped_[(next_used_ + n) & mask_];
+      for (; n != in_flight(); ++n) held[n] = {popped_[(next_used_ + n) & mask_], 1};
     else
       for (std::uint32_t head = 0; head < size_; ++head)
-        if (holds(head)) held[n++].head = static_cast<std::uint16_t>(head);
+        if (holds(head)) held[n++] = {static_cast<std::uint16_t>(head), 1};
     return device_queue_state{.size = size(),
                               .next_available = static_cast<std::uint16_t>(next_available_),
                               .next_used = static_cast<std::uint16_t>(next_used_),
