@@ -15,6 +15,7 @@
 //   in-order: as split, with IN_ORDER negotiated: one used element for a batch
 //
 //   packed, packed-in-order: as split and in-order, on a packed ring
+//   either-split, either-packed: as split and packed, by the types that hold either format
 //
 //   chain-resolved: chains of one buffer to read and two to write
 //
@@ -49,10 +50,12 @@ template <class Round> [[gnu::noinline]] void repeat(std::uint64_t rounds, Round
   for (; rounds != 0; --rounds) round();
 }
 
-template <class Format, access_by By> bool run_single(std::uint64_t rounds, std::uint32_t batch) {
+template <class Format, access_by By>
+bool run_single(std::uint64_t rounds, std::uint32_t batch,
+                const ballast::feature_set& features = usual_features) {
   static two_regions guest;
-  static driver_side<Format> driver(guest);
-  static device_side<Format, By> device(guest);
+  static driver_side<Format> driver(guest, features);
+  static device_side<Format, By> device(guest, features);
   if (batch == 1)
     repeat(rounds, []() __attribute__((always_inline)) { round_trip(driver, device, 1u); });
   else
@@ -141,6 +144,11 @@ int main(int count, char** arguments) {
     is_good = run_single<packed_format, access_by::address>(rounds, batch);
   else if (is_mode("packed-in-order"))
     is_good = run_chains<packed_format, access_by::address>(rounds, batch, in_order_features, true);
+  else if (is_mode("either-split"))
+    is_good = run_single<either_format<split_format>, access_by::address>(rounds, batch);
+  else if (is_mode("either-packed"))
+    is_good = run_single<either_format<packed_format>, access_by::address>(
+        rounds, batch, usual_features.with(feature::ring_packed));
   else if (is_mode("chain-resolved"))
     is_good = run_chains<split_format, access_by::pointer>(rounds, batch, usual_features, false);
   else if (is_mode("indirect-resolved"))

@@ -10,6 +10,7 @@
 #include <ballast/virtqueue/packed_driver.hpp>
 #include <ballast/virtqueue/split_device.hpp>
 #include <ballast/virtqueue/split_driver.hpp>
+#include <ballast/virtqueue/virtqueue.hpp>
 
 #include <array>
 #include <cstddef>
@@ -77,6 +78,16 @@ struct packed_format {
   [[nodiscard]] static constexpr ballast::queue_layout layout() noexcept {
     constexpr ballast::guest_address low = two_regions::low;
     return {queue_size, low, low + 0x1000, low + 0x1080};
+  }
+};
+
+/// Either of them, chosen at run time by the features.
+template <class Format> struct either_format {
+  template <ballast::guest_memory M> using driver = ballast::virtqueue_driver<M>;
+  template <ballast::guest_memory M> using device = ballast::virtqueue_device<M>;
+
+  [[nodiscard]] static constexpr ballast::queue_layout layout() noexcept {
+    return Format::layout();
   }
 };
 

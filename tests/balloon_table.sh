@@ -38,10 +38,14 @@ while read -r id how text; do
   case $how in
     n/a) [ -n "$text" ] || wrong "$id: no reason" ;;
     documented)
-      # "documented HEADER NAME": the doc comment of NAME says it.
+      # "documented HEADER NAME": the doc comment of NAME says it, and names the id.
       read -r header name _ <<< "$text"
-      grep -qE "\b$name\b" "$root/include/ballast/$header" 2> /dev/null ||
-        wrong "$id: there is no $name in $header"
+      awk -v id="$id" -v name="$name" '
+        /^ *\/\/\// { if (index($0, id)) told = 1; next }
+        told && $0 ~ "(^|[^a-z_])" name "([^a-z_]|$)" { found = 1 }
+        !/^ *(template|requires)/ { told = 0 }
+        END { exit !found }' "$root/include/ballast/$header" ||
+        wrong "$id: no doc comment of $name in $header names it"
       text="at $name of $header"
       ;;
     *) wrong "$id: neither n/a nor documented" ;;

@@ -68,7 +68,7 @@ constexpr auto one_queue = [](auto check) {
   check(b.host.discarded == page_bits({4}) && b.driver.pop_used().has_value());
   b.work.detach();
   check(b.work.process(queue_kind::reporting, 8).failure == error::invalid_queue_index);
-  check(b.work.attach(b.ram, b.layouts).has_value());
+  check(b.work.attach(b.ram, b.layouts).failure == error::none);
   check(b.work.process(queue_kind::reporting, 8) == actions{});
 };
 BOTH("a queue is worked on while it is attached", one_queue)

@@ -87,6 +87,42 @@ constexpr auto rest = [](auto check) {
 };
 BOTH("a report is as long as what is free; nothing free is no report", rest)
 
+/// Gigantic blocks: more than a chain may describe. Or one that says it gave more than there is
+/// room.
+struct gigantic_blocks {
+  std::size_t answer = 8;
+  std::size_t isolated = 0;
+  std::size_t unreported = 0;
+
+  constexpr std::size_t take_reportable(std::span<buffer> to) noexcept {
+    for (std::size_t i = 0; i < answer && i < to.size(); ++i)
+      to[i] = {std::uint64_t{i} << 30, 1u << 30};
+    isolated += answer < to.size() ? answer : to.size();
+    return answer;
+  }
+  constexpr void return_reportable(std::span<const buffer> from, bool is_reported) noexcept {
+    isolated -= from.size();
+    if (!is_reported) unreported += from.size();
+  }
+};
+
+constexpr auto gigantic = [](auto check) {
+  bench b;
+  gigantic_blocks source;
+  actions due;
+  check(b.driver.report(source, 3, due) && due.failure == error::none);
+  check(source.unreported == 5 && source.isolated == 3); // 3 GiB fit
+  const auto taken = b.device.take(4);
+  check(taken.writable == 3 && b.device.give_back(4, taken));
+  check(b.driver.take_up(source, due) && source.isolated == 0 && source.unreported == 5);
+
+  bench more;
+  gigantic_blocks liar{.answer = 100};
+  check(more.driver.report(liar, 3, due) && due.failure == error::none);
+  check(more.device.take(4).writable == 3);
+};
+BOTH("a report describes less than 2^32 bytes, the rest comes back unreported", gigantic)
+
 constexpr auto drains = [](auto check) {
   bench b;
   b.driver.drain(b.from);

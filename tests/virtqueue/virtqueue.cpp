@@ -139,6 +139,27 @@ constexpr auto moved = [](auto check) {
 };
 BOTH("RT-36 a state is taken up in its own format only, on both sides", moved)
 
+constexpr auto forgotten = [](auto check) {
+  // Slots that a life in the other format wrote are not taken for those of an older one.
+  for (const feature_set& features : {split_features, packed_features}) {
+    const feature_set& others =
+        features.test(feature::ring_packed) ? split_features : packed_features;
+    pair p;
+    check(p.start(features, 4) && p.offer(1));
+    check(p.start(others) && p.offer(2));
+    const queue_layout old = place_queue(base, 4, features).layout;
+    queue_layout bad = old;
+    bad.descriptor_area += 8;
+    check(p.driver.start(p.ram, bad, features).error() == error::misaligned);
+    check(p.driver.attach(p.ram, old, features).error() == error::invalid_queue_size);
+    check(p.driver.in_flight() == 0 && p.driver.free_descriptors() == 0);
+    check(p.device.start(p.ram, bad, features).error() == error::misaligned);
+    check(p.device.attach(p.ram, old, features).error() == error::invalid_queue_size);
+  }
+};
+BOTH("RT-26 a start that fails leaves nothing of an older life, on both sides in either format",
+     forgotten)
+
 constexpr auto lost = [](auto check) {
   for (const feature_set& features : {split_features, packed_features}) {
     pair p;

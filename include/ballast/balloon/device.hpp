@@ -173,11 +173,12 @@ class device {
   /// of host pages that are inflated in part. `attach` goes on.
   constexpr void detach() noexcept { work_.detach(); }
 
-  /// Goes on after `detach`; `queues` as at the activation. The memory may be another one.
-  /// Errors: `wrong_state` (not active), the queues'; what is not attached is not processed.
-  constexpr result<void> attach(std::span<const queue_layout> queues, M& memory) noexcept {
-    if (is_active_.load() == 0) return error::wrong_state;
-    return work_.attach(memory, queues);
+  /// Goes on after `detach`; `queues` as at the activation, but for those that were reset since.
+  /// The memory may be another one. All queues are to be processed then (`more_work`): what the
+  /// driver made available meanwhile was not looked at. Errors: `wrong_state` (not active), the
+  /// queues'; what is not attached is not processed.
+  constexpr actions attach(std::span<const queue_layout> queues, M& memory) noexcept {
+    return is_active_.load() == 0 ? refused(error::wrong_state) : work_.attach(memory, queues);
   }
 
   constexpr actions process(std::uint16_t index, std::uint32_t budget) noexcept {

@@ -46,12 +46,13 @@ concept provides_pages = requires(H& h, guest_address address, std::uint64_t siz
 /// - `discard(address, size) -> bool`: the guest does not need the contents; false where it failed.
 ///   Called before the driver is told that the buffer was used, never after. Of reported pages with
 ///   PAGE_POISON (and a poison of 0) the memory has to read as 0 afterwards.
-/// - optional `flush() -> bool`: for a host whose `discard` only collects ranges: now they are
-/// taken
-///   back. Called behind the last page of a batch of buffers, before these are returned.
+/// - optional `flush() -> bool`: for a host whose `discard` only collects ranges; now they are to
+/// be
+///   taken back. Called behind the last page of a batch of buffers, before these are returned.
 /// - optional `provide(address, size)`: the guest is about to use the pages again.
 /// - optional `fill(address, size, pattern) -> bool`: takes reported memory back such that it reads
-///   as the 32-bit `pattern`, the guest's poison. Without it such memory is left alone.
+///   as the 32-bit `pattern`, the guest's poison. Without it such memory is left alone. What it
+///   costs is the range's size, which the guest chooses: the budget of `process` counts buffers.
 /// - optional `hint(address, size) -> bool`: the contents don't matter until the guest writes
 ///   there again, which may have happened already (`hint_device`). Whole pages of 4096 bytes. It is
 ///   what makes a device offer FREE_PAGE_HINT.

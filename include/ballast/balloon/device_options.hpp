@@ -54,7 +54,7 @@ struct device_counters {
   std::uint64_t deflated_pages = 0;    ///< taken back by the driver
   std::uint64_t bad_pages = 0;         ///< PFNs outside writable guest memory
   std::uint64_t partial_pages = 0;     ///< lost to the host: inflated, but not a whole host page
-  std::uint64_t discard_failures = 0;  ///< calls of `discard` for inflated pages that failed
+  std::uint64_t discard_failures = 0;  ///< of `discard` for inflated pages, and of `flush`
   std::uint64_t trailing_bytes = 0;    ///< of PFN arrays, less than a PFN
   std::uint64_t oversized_buffers = 0; ///< beyond `buffer_pfns_max`
 
@@ -65,7 +65,7 @@ struct device_counters {
 
   // reporting_vq
   std::uint64_t free_page_report_count = 0; ///< ranges
-  std::uint64_t free_page_report_freed = 0; ///< bytes discarded or filled
+  std::uint64_t free_page_report_freed = 0; ///< bytes given to `discard` or `fill`
   std::uint64_t free_page_report_fails = 0; ///< ranges not of guest memory, and failed discards
   std::uint64_t poisoned_ranges = 0;        ///< left alone: free pages have to keep their contents
 

@@ -85,9 +85,17 @@ template <guest_memory M, std::uint32_t QueueSize, std::endian E> class device_q
   }
   /// Errors: the queues'.
   constexpr result<void> attach(M& memory, std::span<const queue_layout> layouts) noexcept {
-    return each(layouts, [&](queue& q, const queue_layout& layout) {
+    return each(layouts, [&](queue& q, const queue_layout& layout) -> result<void> {
+      if (q.size() == 0) return {}; // it was reset since
       return q.attach(memory, layout, negotiated_);
     });
+  }
+  /// The bits of the queues that are attached.
+  [[nodiscard]] constexpr std::uint64_t attached() noexcept {
+    std::uint64_t bits = 0;
+    for (const queue_kind kind : kinds)
+      if ((*this)[kind].is_attached()) bits |= bit_of(kind);
+    return bits;
   }
   constexpr void detach() noexcept {
     for (const queue_kind kind : kinds) (*this)[kind].detach();

@@ -65,12 +65,16 @@ class device_work {
   constexpr void detach() noexcept {
     queues_.detach();
     pages_.forget();
+    memory_ = nullptr;
   }
-  /// Errors: the queues'.
-  constexpr result<void> attach(M& memory, std::span<const queue_layout> layouts) noexcept {
+  /// Errors: the queues'; what is not attached is not processed.
+  constexpr actions attach(M& memory, std::span<const queue_layout> layouts) noexcept {
     memory_ = &memory;
     pages_.move_to(memory);
-    return queues_.attach(memory, layouts);
+    if (const auto attached = queues_.attach(memory, layouts); !attached)
+      return refused(attached.error());
+    // What was made available and perhaps notified meanwhile.
+    return {.more_work = queues_.attached()};
   }
   constexpr void reset() noexcept {
     queues_.reset();
@@ -90,6 +94,7 @@ class device_work {
   /// Errors: the queue's.
   constexpr actions enable_queue(queue_kind kind, const queue_layout& layout,
                                  std::uint32_t budget) noexcept {
+    if (memory_ == nullptr) return refused(error::not_attached);
     actions due;
     // A round that the driver has not taken up yet may begin in the new queue.
     if (kind != queue_kind::free_page || hinting_.is_accepting()) due = forget_held(kind);

@@ -16,7 +16,7 @@ namespace ballast::balloon {
 ///
 /// - `take(order)`: a block that nothing uses; an error where there is none to be had now.
 /// - `release(address, order)`: the block may be used again. Its contents are undefined, whatever
-///   was in it before: initialise what must have a value.
+///   was in it before: initialise what must have a value (BDRV-31).
 ///
 /// Neither may wait, nor take memory from elsewhere: hinting is to find what is free anyway.
 template <class S>
@@ -145,7 +145,8 @@ template <hint_source S> class hint_driver {
   }
 
   /// Gives up to `count` hinted blocks back to a guest that is short of memory, whatever the device
-  /// wants; how many. Initialise them: until DONE the device may still change what is not written.
+  /// wants; how many. Initialise them: until DONE the device may still change what is not written
+  /// (BDRV-32).
   constexpr std::uint32_t reclaim(std::uint32_t count) noexcept {
     std::uint32_t released = 0;
     while (released != count && release_one()) ++released;

@@ -33,7 +33,7 @@ class page_queue : public request_queue<M, E> {
   /// Sends the first `count` blocks of what was put there; false: `due` says why not, and they stay
   /// here as if they were sent.
   constexpr bool send_blocks(std::size_t count, std::uint64_t now, actions& due) noexcept {
-    count_ = static_cast<std::uint32_t>(count);
+    count_ = static_cast<std::uint32_t>(count < blocks_max ? count : blocks_max);
     struct pfn_bytes {
       std::byte at[sizeof(std::uint32_t)];
     };

@@ -28,8 +28,7 @@ concept moves_pages = requires(P& p, std::uint32_t block) {
 /// A block is a page of the guest: `block_pages` pages of 4096 bytes, named by the PFN of the first
 /// of them. Whole spans of blocks change hands, so that an allocator takes its lock once for up to
 /// 256 of them.
-/// - `take_free(blocks)`: fills in blocks that nothing uses; how many (0: none to be had now).
-/// Never
+/// - `take_free(blocks)`: fills in blocks that nothing uses; how many (0: none to be had now). Not
 ///   called while a buffer of the inflateq or the deflateq is under way; it may call
 ///   `driver::deflate_on_oom`, as an allocator does that runs out of memory.
 /// - `store(blocks)`: these are in the balloon now; not to be touched.

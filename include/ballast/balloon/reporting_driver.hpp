@@ -18,12 +18,13 @@ namespace ballast::balloon {
 
 /// Where a driver gets free memory from that it reports: the guest's allocator.
 ///
-/// - `take_reportable(ranges)`: fills in ranges of whole, free pages and keeps them from being
-/// used;
+/// - `take_reportable(ranges)`: fills in ranges of whole, free pages and keeps them from other use;
 ///   how many (0: none worth it now). Large ones: a host gives back whole pages of its own, often
-///   of 2 MiB; and not those that were reported and not used since. With PAGE_POISON all of each
-///   range holds the poison already, and holds it when it comes back; without, what comes back is
-///   to be taken as uninitialised. Best left alone for long: the first touch takes memory again.
+///   of 2 MiB; and not those that were reported and not used since. What is more than 2^32 - 1
+///   bytes in all comes back unreported. With PAGE_POISON all of each range holds the poison
+///   already, and holds it when it comes back (BDRV-38); without, what comes back is to be taken as
+///   uninitialised (BDRV-37). Best left alone for long: the first touch takes memory again
+///   (BDRV-42).
 /// - `return_reportable(ranges, is_reported)`: these may be used again, whether the device has seen
 ///   them or not.
 /// Spec: "Free Page Reporting" (driver requirements); Linux: page_reporting_dev_info.
@@ -52,7 +53,11 @@ template <guest_memory M, std::endian E> class reporting_driver {
   /// Reports what the source has; whether it had anything. None is to be under way.
   template <reporting_source S>
   constexpr bool report(S& source, std::uint64_t now, actions& due) noexcept {
-    count_ = source.take_reportable(ranges_);
+    const std::size_t taken = source.take_reportable(ranges_);
+    count_ = within_a_chain(taken < report_ranges_max ? taken : report_ranges_max);
+    if (count_ < taken && taken <= report_ranges_max)
+      source.return_reportable(std::span<const buffer>(ranges_).subspan(count_, taken - count_),
+                               false);
     if (count_ == 0 || !queue_.send({}, std::span(ranges_).first(count_), now, due)) return false;
     queue_.notify_if_due(due);
     return true;
@@ -72,6 +77,17 @@ template <guest_memory M, std::endian E> class reporting_driver {
   }
 
  private:
+  /// How many of the first `count` ranges fit in one chain, which describes less than 2^32 bytes.
+  [[nodiscard]] constexpr std::size_t within_a_chain(std::size_t count) const noexcept {
+    std::uint64_t bytes = 0;
+    std::size_t fit = 0;
+    for (; fit != count; ++fit) {
+      bytes += ranges_[fit].length;
+      if (bytes > 0xffff'ffff) break;
+    }
+    return fit;
+  }
+
   template <reporting_source S> constexpr void hand_back(S& source, bool is_reported) noexcept {
     const std::span<const buffer> ranges = std::span(ranges_).first(count_);
     count_ = 0;

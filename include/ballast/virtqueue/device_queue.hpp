@@ -90,6 +90,18 @@ struct held_head {
   friend constexpr bool operator==(const held_head&, const held_head&) noexcept = default;
 };
 
+/// Whether all heads of a saved state are below `size`, and none is there twice.
+[[nodiscard]] constexpr bool are_distinct_heads(std::span<const held_head> held,
+                                                std::uint32_t size) noexcept {
+  std::uint32_t seen[max_queue_size / 32]{};
+  for (const held_head& h : held) {
+    const std::uint32_t bit = 1u << (h.head % 32);
+    if (h.head >= size || h.head >= max_queue_size || (seen[h.head / 32] & bit) != 0) return false;
+    seen[h.head / 32] |= bit;
+  }
+  return true;
+}
+
 /// The device's side of a virtqueue of either format: what a device needs of it.
 template <class Q, class M>
 concept device_queue =

@@ -288,13 +288,11 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_devi
         used.index >= layout.size || state.unasked > unasked_max || !is_cause(state.cause))
       return error::state_invalid;
     std::uint64_t descriptors = 0;
-    for (std::size_t i = 0; i < held.size(); ++i) {
-      descriptors += held[i].descriptors;
-      if (held[i].head >= layout.size || held[i].descriptors == 0 || descriptors > layout.size)
-        return error::state_invalid;
-      for (std::size_t k = 0; k < i; ++k)
-        if (held[k].head == held[i].head) return error::state_invalid;
+    for (const held_head& h : held) {
+      descriptors += h.descriptors;
+      if (h.descriptors == 0 || descriptors > layout.size) return error::state_invalid;
     }
+    if (!are_distinct_heads(held, layout.size)) return error::state_invalid;
     if (descriptors != entries_between(used, available, layout.size)) return error::state_invalid;
     const auto rings = map_packed_rings(memory, layout, queue_side::device, buffers_.size());
     if (!rings) return rings.error();

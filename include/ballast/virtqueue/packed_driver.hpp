@@ -39,7 +39,7 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_driv
   constexpr result<void> start(M& memory, const queue_layout& layout, const feature_set& features,
                                std::uint16_t first_index = 0,
                                const indirect_tables& tables = {}) noexcept {
-    detach();
+    forget();
     if (const auto mapped = map(memory, layout, features, tables); !mapped) return mapped;
     // For writing, this once: this structure is the device's from then on.
     auto device_event = memory.window(layout.device_area, packed::event_size,
@@ -214,9 +214,7 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_driv
       slots_[i].descriptors = 0;
       handle(slots_[i].token);
     }
-    returned_ = published_chains_ = added_;
-    size_ = free_ = unasked_ = 0;
-    staged_ = {};
+    forget();
   }
 
   /// Asks for a used buffer notification of the next returned chain; true where one is already
@@ -289,6 +287,14 @@ template <guest_memory M, std::endian E = std::endian::little> class packed_driv
 
  private:
   static constexpr std::uint16_t no_run = 0xffff;
+
+  /// There is nothing to attach to until a `start`.
+  constexpr void forget() noexcept {
+    detach();
+    returned_ = published_chains_ = added_;
+    size_ = free_ = unasked_ = 0;
+    staged_ = {};
+  }
 
   /// The first descriptor that is staged. It is written last, when the rest can be seen.
   struct held_back {

@@ -302,11 +302,7 @@ template <guest_memory M, std::endian E = std::endian::little> class split_devic
     if (state.is_packed || state.size != layout.size || kept > layout.size || held.size() != kept ||
         state.unasked > unasked_max || !is_cause(state.cause))
       return error::state_invalid;
-    for (std::size_t i = 0; i < held.size(); ++i) {
-      if (held[i].head >= layout.size) return error::state_invalid;
-      for (std::size_t k = 0; k < i; ++k)
-        if (held[k].head == held[i].head) return error::state_invalid;
-    }
+    if (!are_distinct_heads(held, layout.size)) return error::state_invalid;
     const auto rings = map_rings(memory, layout, queue_side::device, buffers_.size());
     if (!rings) return rings.error();
     reset();

@@ -40,11 +40,11 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
   /// `tables` are used for chains of two buffers and more where INDIRECT_DESC is in `features`.
   /// `first_index` is where both indices begin (0 on real devices).
   /// Errors: `invalid_queue_size`, `storage_too_small`, the memory's, `memory_lost`; the queue is
-  /// detached then.
+  /// detached then, and has no size.
   constexpr result<void> start(M& memory, const queue_layout& layout, const feature_set& features,
                                std::uint16_t first_index = 0,
                                const indirect_tables& tables = {}) noexcept {
-    detach();
+    forget();
     if (const auto mapped = map(memory, layout, features, tables); !mapped) return mapped;
     // For writing, this once: the used ring is the device's from then on.
     auto used = memory.window(layout.device_area, split::used_ring_bytes(layout.size),
@@ -243,9 +243,7 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
       slots_[i].descriptors = 0;
       handle(slots_[i].token);
     }
-    next_used_ = published_ = notified_ = next_available_;
-    mask_ = no_size;
-    limit_ = 0;
+    forget();
   }
 
   /// Asks for a used buffer notification of the next returned chain; true where one is already
@@ -327,6 +325,14 @@ template <guest_memory M, std::endian E = std::endian::little> class split_drive
 
  private:
   static constexpr std::uint32_t no_size = 0xffff'ffff;
+
+  /// There is nothing to attach to until a `start`.
+  constexpr void forget() noexcept {
+    detach();
+    next_used_ = published_ = notified_ = next_available_;
+    mask_ = no_size;
+    limit_ = 0;
+  }
 
   constexpr result<void> map(M& memory, const queue_layout& layout, const feature_set& features,
                              const indirect_tables& tables) noexcept {
