@@ -91,30 +91,6 @@ ending inflate(machine& both, const guest_ram& ram, report& to) {
   return ending::done;
 }
 
-/// What a migration would not have to send.
-ending hint(machine& both, const guest_sources& sources, const back_end& host, report& to) {
-  hint_report& h = to.hinting.emplace();
-  h.free = sources.bytes();
-  h.dirty_before = to.memory_bytes;
-  const ending e = both.hint();
-  h.hinted = both.counters().free_page_hint_freed;
-  h.dirty_after = host.dirty_bytes();
-  return e;
-}
-
-/// What the host gets without a balloon.
-ending report_free(machine& both, const guest_ram& ram, const guest_sources& sources, report& to) {
-  reporting_report& r = to.reporting.emplace();
-  r.free = sources.bytes();
-  r.resident_before = to.resident_after;
-  const ending e = both.report();
-  if (e != ending::done) return e;
-  r.reported = sources.reported_bytes();
-  r.given_back = both.counters().free_page_report_freed;
-  r.resident_after = resident_bytes(ram).value_or(0);
-  return e;
-}
-
 ending deflate(machine& both, std::uint32_t pages) {
   progress bar("deflating", pages);
   return both.resize(0, [&](std::uint32_t actual) { bar.show(pages - std::min(actual, pages)); });
@@ -196,10 +172,35 @@ void flush_output(complaints& wrong) {
 /// What a guest and its host are made of.
 struct parts {
   const options& chosen;
-  guest_ram& ram;
-  back_end& host;
-  guest_sources& sources;
+  const guest_ram& ram;
+  const back_end& host;
+  const guest_sources& sources;
 };
+
+/// What a migration would not have to send.
+ending hint(machine& both, const parts& with, report& to, complaints& wrong) {
+  if (const ending e = both.hint(); e != ending::done) return e;
+  const hint_report h{.free = with.sources.bytes(),
+                      .hinted = both.counters().free_page_hint_freed,
+                      .dirty_before = to.memory_bytes,
+                      .dirty_after = with.host.dirty_bytes()};
+  check_hinted(h, with.host, with.sources, to.memory_bytes, wrong);
+  to.hinting = h;
+  return ending::done;
+}
+
+/// What the host gets beside the balloon.
+ending report_free(machine& both, const parts& with, report& to, complaints& wrong) {
+  if (const ending e = both.report(); e != ending::done) return e;
+  const reporting_report r{.free = with.sources.bytes(),
+                           .reported = with.sources.reported_bytes(),
+                           .given_back = both.counters().free_page_report_freed,
+                           .resident_before = to.resident_after,
+                           .resident_after = resident_bytes(with.ram).value_or(0)};
+  check_reported(r, with.chosen, wrong);
+  to.reporting = r;
+  return ending::done;
+}
 
 /// The balloon there and back, and what the options add. Whether it went all the way; what was not
 /// right is in `wrong`.
@@ -209,15 +210,8 @@ bool exercise(machine& both, const parts& with, report& found, complaints& wrong
     check_agreed(found.agreed, with.chosen, wrong);
     check_inflated(found, wrong);
   }
-  if (e == ending::done && with.chosen.is_hinting) {
-    e = hint(both, with.sources, with.host, found);
-    if (e == ending::done)
-      check_hinted(*found.hinting, with.host, with.sources, found.memory_bytes, wrong);
-  }
-  if (e == ending::done && with.chosen.is_reporting) {
-    e = report_free(both, with.ram, with.sources, found);
-    if (e == ending::done) check_reported(*found.reporting, with.chosen, wrong);
-  }
+  if (e == ending::done && with.chosen.is_hinting) e = hint(both, with, found, wrong);
+  if (e == ending::done && with.chosen.is_reporting) e = report_free(both, with, found, wrong);
   if (e == ending::done) {
     e = deflate(both, found.actual_pages);
     check_device(both.counters(), with.host.counters(), wrong);
@@ -228,7 +222,7 @@ bool exercise(machine& both, const parts& with, report& found, complaints& wrong
 }
 
 int run(const options& chosen) {
-  guest_ram ram(chosen.memory, chosen.page_size());
+  const guest_ram ram(chosen.memory, chosen.page_size());
   if (!ram.is_mapped())
     usage_error("--memory " + exact_size(chosen.memory) + ": " +
                 (chosen.is_huge ? missing_huge_pages(chosen.memory) : std::strerror(errno)));
