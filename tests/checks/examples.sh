@@ -185,6 +185,29 @@ if has_huge_pages 32; then
 else
   skip "$name" "needs root or 32 free huge pages of 2 MiB"
 fi
+# What the hints are for: far less is sent, nothing is lost, and the guest has its memory back soon,
+# unless DONE comes late.
+migration_saves() {
+  "$built/migration" --json --memory 64M | python3 -c '
+import json, sys
+runs = {run["name"]: run for run in json.load(sys.stdin)["runs"]}
+none, held, late = runs["none"], runs["held"], runs["DONE delayed"]
+assert none["bytes_hinted"] == 0, none
+for run in list(runs.values())[1:]:
+    assert run["bytes_sent"] < none["bytes_sent"] and run["bytes_hinted"] > 0, run
+    assert run["rounds"] <= none["rounds"] and run["pages_lost"] == 0, run
+assert runs["released early"]["blocks_reclaimed_early"] > 0, runs
+assert late["held_milliseconds"] >= 200 > held["held_milliseconds"], late
+'
+}
+check "migration: hints save most of what is sent, a late DONE keeps memory" migration_saves
+migration_draws() {
+  "$built/migration" --memory 64M --svg "$scratch/migration.svg" > /dev/null &&
+    grep -q '<svg' "$scratch/migration.svg" || echo "no picture"
+}
+if is_installed gnuplot-nox; then check "migration --svg" migration_draws; else
+  skip "migration --svg" "the package gnuplot-nox is not installed"
+fi
 check "bad options and sizes get one line and exit status 2" usage_errors
 check "examples/run --no-such-option exits with 2" status 2 "$root/examples/run" --no-such-option
 check "examples/run --help" help
