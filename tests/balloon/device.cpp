@@ -486,6 +486,8 @@ constexpr auto moved = [](auto check) {
   check(c.send(0, {{c.data, 4}}));
   const actions due = c.device.attach(c.layouts, c.ram);
   check(due.failure == error::none && due.more_work == 0b101);
+  ram_type another;
+  check(c.device.attach(c.layouts, another).failure == error::already_attached);
   check(c.device.process(0, 8).notify_queues == 1 && c.device.counters().inflate_count == 1);
   check(c.device.process(1, 8).failure == error::invalid_queue_index);
   check(c.device.enable_queue(1, c.layouts[1]).failure == error::none);

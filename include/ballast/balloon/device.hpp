@@ -175,8 +175,9 @@ class device {
 
   /// Goes on after `detach`; `queues` as at the activation, but for those that were reset since.
   /// The memory may be another one. All queues are to be processed then (`more_work`): what the
-  /// driver made available meanwhile was not looked at. Errors: `wrong_state` (not active), the
-  /// queues'; what is not attached is not processed.
+  /// driver made available meanwhile was not looked at.
+  /// Errors: `wrong_state` (not active), `already_attached`, the queues'; what is not attached is
+  /// not processed.
   constexpr actions attach(std::span<const queue_layout> queues, M& memory) noexcept {
     return is_active_.load() == 0 ? refused(error::wrong_state) : work_.attach(memory, queues);
   }

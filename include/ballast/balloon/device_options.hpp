@@ -78,7 +78,7 @@ struct device_counters {
   // all of them
   std::uint64_t inhibited_buffers = 0; ///< whose pages were left alone: `discard_allowed`
   std::uint64_t misplaced_buffers = 0; ///< readable ones of the reporting_vq
-  std::uint64_t event_fails = 0;       ///< calls that ended with the need for a reset
+  std::uint64_t event_fails = 0;       ///< faults for which the device needs a reset
   std::uint64_t activate_fails = 0;    ///< of them, activations
 };
 

@@ -67,8 +67,10 @@ class device_work {
     pages_.forget();
     memory_ = nullptr;
   }
-  /// Errors: the queues'; what is not attached is not processed.
+  /// Errors: `already_attached` (nothing changes), the queues'; what is not attached is not
+  /// processed.
   constexpr actions attach(M& memory, std::span<const queue_layout> layouts) noexcept {
+    if (memory_ != nullptr) return refused(error::already_attached);
     memory_ = &memory;
     pages_.move_to(memory);
     if (const auto attached = queues_.attach(memory, layouts); !attached)
