@@ -188,7 +188,7 @@ fi
 # What the hints are for: far less is sent, nothing is lost, and the guest has its memory back soon,
 # unless DONE comes late.
 migration_saves() {
-  "$built/migration" --json --memory 64M | python3 -c '
+  "$built/migration" --json | python3 -c '
 import json, sys
 runs = {run["name"]: run for run in json.load(sys.stdin)["runs"]}
 none, held, late = runs["none"], runs["held"], runs["DONE delayed"]
