@@ -22,8 +22,9 @@ namespace ballast_test {
 struct change_plan {
   std::uint64_t change_load = 0; ///< this word load gives a changed value; memory stays as it is
   std::uint64_t change_read = 0; ///< this `read` gives changed bytes; memory stays as it is
-  std::uint64_t mask = 1;        ///< bits that flip: of the word, or of 8 bytes (low byte first)
-  bool is_replaced = false;      ///< the word becomes `replacement` instead
+  std::uint64_t mask = 1;   ///< bits that flip: of the word as a little-endian ring has it, or of 8
+                            ///< bytes (low byte first)
+  bool is_replaced = false; ///< the word becomes `replacement` instead
   std::uint64_t replacement = 0;
   std::size_t read_offset = 0; ///< where in the copy the 8 bytes start
 
@@ -36,7 +37,10 @@ struct change_plan {
   std::uint64_t reads = 0; ///< calls of `read` so far
 
   template <ballast::wire_integer T> [[nodiscard]] constexpr T changed(T value) const noexcept {
-    return is_replaced ? static_cast<T>(replacement) : static_cast<T>(value ^ mask);
+    const auto as_stored = [](std::uint64_t n) {
+      return ballast::to_order<std::endian::little>(static_cast<T>(n));
+    };
+    return is_replaced ? as_stored(replacement) : static_cast<T>(value ^ as_stored(mask));
   }
 
   constexpr void change(std::span<std::byte> bytes) const noexcept {

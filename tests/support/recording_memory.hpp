@@ -18,7 +18,7 @@ struct memory_event {
   ballast::order order = ballast::order::plain; ///< of a load or store
   ballast::guest_address address = 0;           ///< of a mark: what the test gave
   std::uint64_t size = 0;                       ///< bytes
-  std::uint64_t value = 0;                      ///< loaded or stored
+  std::uint64_t value = 0; ///< loaded or stored, as a little-endian ring has it
 
   friend constexpr bool operator==(const memory_event&, const memory_event&) noexcept = default;
 };
@@ -85,17 +85,21 @@ template <ballast::guest_memory M, std::size_t Capacity> class recording_memory 
     template <ballast::wire_integer T>
     [[nodiscard]] constexpr T load(std::size_t offset, ballast::order o) const noexcept {
       const T value = inner_.template load<T>(offset, o);
-      log_->add({event_kind::load, o, start_ + offset, sizeof(T), value});
+      log_->add({event_kind::load, o, start_ + offset, sizeof(T), number(value)});
       return value;
     }
 
     template <ballast::wire_integer T>
     constexpr void store(std::size_t offset, T value, ballast::order o) noexcept {
-      log_->add({event_kind::store, o, start_ + offset, sizeof(T), value});
+      log_->add({event_kind::store, o, start_ + offset, sizeof(T), number(value)});
       inner_.template store<T>(offset, value, o);
     }
 
    private:
+    template <class T> static constexpr T number(T value) noexcept {
+      return ballast::to_order<std::endian::little>(value);
+    }
+
     ballast::window_of<M> inner_{};
     event_log<Capacity>* log_ = nullptr;
     ballast::guest_address start_ = 0;

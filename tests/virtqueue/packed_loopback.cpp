@@ -548,7 +548,8 @@ template <class M> class peer_memory {
       if (mine_->changed_at == start_ + offset) mine_->is_loaded_again = true;
       if (other_->changed_at == start_ + offset) other_->is_loaded_again = true;
       if (++mine_->loads != mine_->change_load) return value;
-      const auto changed = static_cast<T>(value ^ mine_->mask);
+      const auto mask = static_cast<T>(mine_->mask); // of the word as the ring has it
+      const auto changed = static_cast<T>(value ^ ballast::to_order<little>(mask));
       mine_->changed_at = start_ + offset;
       if (mine_->stays) {
         auto peer = inner_;

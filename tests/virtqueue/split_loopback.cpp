@@ -482,7 +482,8 @@ template <class M> class peer_memory {
       const T value = inner_.template load<T>(offset, o);
       if (mine_->changed_at == start_ + offset) mine_->is_loaded_again = true;
       if (++mine_->loads != mine_->change_load) return value;
-      const auto changed = static_cast<T>(value ^ mine_->mask);
+      const auto mask = static_cast<T>(mine_->mask); // of the word as the ring has it
+      const auto changed = static_cast<T>(value ^ ballast::to_order<little>(mask));
       mine_->changed_at = start_ + offset;
       mine_->is_plain = o == ballast::order::plain;
       if (mine_->stays) {
