@@ -236,6 +236,9 @@ constexpr auto loses = [](auto check) {
 };
 BOTH("memory lost at the n-th access stays lost: loads give garbage, nothing is stored", loses)
 
+/// A number as a little-endian ring holds it.
+template <class T> constexpr T ring(T n) { return ballast::to_order<std::endian::little>(n); }
+
 // ---- changing_memory ----
 
 constexpr auto kth_changes = [](auto check) {
@@ -244,13 +247,13 @@ constexpr auto kth_changes = [](auto check) {
     change_plan plan{.change_load = k, .mask = 0x8001};
     changing_memory memory(ram, plan);
     auto w = *memory.window(0, 64, 8, access::write);
-    w.template store<u16>(0, 2, order::plain);
-    w.template store<u64>(8, 4, order::plain);
-    check(w.template load<u16>(0, order::plain) == (k == 1 ? 0x8003 : 2));
-    check(w.template load<u16>(0, order::acquire) == (k == 2 ? 0x8003 : 2));
-    check(w.template load<u64>(8, order::plain) == (k == 3 ? 0x8005 : 4));
+    w.template store<u16>(0, ring(u16{2}), order::plain);
+    w.template store<u64>(8, ring(u64{4}), order::plain);
+    check(w.template load<u16>(0, order::plain) == ring(k == 1 ? u16{0x8003} : u16{2}));
+    check(w.template load<u16>(0, order::acquire) == ring(k == 2 ? u16{0x8003} : u16{2}));
+    check(w.template load<u64>(8, order::plain) == ring(k == 3 ? u64{0x8005} : u64{4}));
     check(plan.loads == 3);
-    check((*ram.window(0, 8, 8, access::read)).template load<u16>(0, order::plain) == 2);
+    check((*ram.window(0, 8, 8, access::read)).template load<u16>(0, order::plain) == ring(u16{2}));
   }
 };
 BOTH("changing memory changes the k-th load only, and memory not at all", kth_changes)
@@ -260,7 +263,7 @@ constexpr auto replaces = [](auto check) {
   change_plan plan{.change_load = 1, .is_replaced = true, .replacement = 0xffff0005};
   changing_memory memory(ram, plan);
   auto w = *memory.window(0, 64, 8, access::write);
-  check(w.template load<u16>(0, order::plain) == 5);
+  check(w.template load<u16>(0, order::plain) == ring(u16{5}));
   check(w.template load<u16>(0, order::plain) == 0);
 };
 BOTH("changing memory can replace the word", replaces)
@@ -283,14 +286,14 @@ constexpr auto rewrites = [](auto check) {
   change_plan plan{.mask = 4, .rewrites_words = true, .rewrites_payload = true};
   changing_memory memory(ram, plan);
   auto w = *memory.window(0, 64, 8, access::write);
-  w.template store<u32>(4, 1, order::plain);
-  w.template store<u16>(0, 1, order::release);
-  check(w.template load<u32>(4, order::plain) == 1); // a single fetch sees the truth
-  check(w.template load<u32>(4, order::plain) == 5); // a second one does not
-  w.template store<u32>(4, 1, order::plain);
-  check(w.template load<u32>(4, order::plain) == 1);
-  check(w.template load<u16>(0, order::acquire) == 1);
-  check(w.template load<u16>(0, order::acquire) == 1); // polled by right
+  w.template store<u32>(4, ring(u32{1}), order::plain);
+  w.template store<u16>(0, ring(u16{1}), order::release);
+  check(w.template load<u32>(4, order::plain) == ring(u32{1})); // a single fetch sees the truth
+  check(w.template load<u32>(4, order::plain) == ring(u32{5})); // a second one does not
+  w.template store<u32>(4, ring(u32{1}), order::plain);
+  check(w.template load<u32>(4, order::plain) == ring(u32{1}));
+  check(w.template load<u16>(0, order::acquire) == ring(u16{1}));
+  check(w.template load<u16>(0, order::acquire) == ring(u16{1})); // polled by right
   std::array<std::byte, 1> copy{};
   check(memory.read(64, copy) && copy[0] == std::byte{0});
   check(memory.read(64, copy) && copy[0] == std::byte{4});
@@ -325,11 +328,11 @@ constexpr auto records = [](auto check) {
   event_log<8> log;
   recording_memory memory(ram, log);
   auto w = *memory.window(0x1010, 64, 8, access::write);
-  w.template store<u32>(4, 7, order::plain);
+  w.template store<u32>(4, ring(u32{7}), order::plain);
   log.mark(99);
-  w.template store<u16>(2, 1, order::release);
+  w.template store<u16>(2, ring(u16{1}), order::release);
   memory.fence();
-  check(w.template load<u16>(2, order::acquire) == 1);
+  check(w.template load<u16>(2, order::acquire) == ring(u16{1}));
   std::byte copy[3]{};
   check(memory.write(0x1100, copy) && memory.read(0x1100, copy));
 
