@@ -490,7 +490,9 @@ template <guest_memory M> class poked_memory {
         plan_->how = o;
         auto peer = inner_;
         const T now = peer.template load<T>(offset, order::relaxed);
-        peer.template store<T>(offset, static_cast<T>(now ^ plan_->mask), order::relaxed);
+        // Of the word as a little-endian ring has it.
+        const T mask = ballast::to_order<std::endian::little>(static_cast<T>(plan_->mask));
+        peer.template store<T>(offset, static_cast<T>(now ^ mask), order::relaxed);
       }
       return inner_.template load<T>(offset, o);
     }

@@ -89,6 +89,9 @@ class device_status {
     }
   }
 
+  /// Goes on from what `read` said once.
+  constexpr void restore(std::uint8_t bits) noexcept { bits_.store(bits); }
+
   /// The device can't go on. Whether a configuration change notification is due now: once, and
   /// only where DRIVER_OK is set.
   [[nodiscard]] constexpr bool set_needs_reset() noexcept {

@@ -18,6 +18,21 @@
 
 namespace ballast {
 
+/// Queues that a transport can have: a bit of `actions` for each.
+inline constexpr std::uint16_t transport_queues_max = 64;
+
+/// What a transport remembers of its driver: for whoever saves a device, or goes on after the
+/// process that served it has died.
+struct transport_state {
+  std::uint8_t status = 0;
+  feature_set driver_features;
+  queue_layout queues[transport_queues_max]{}; ///< size 0: not enabled
+  bool is_reset[transport_queues_max]{};       ///< taken from the live device, not given back yet
+
+  friend constexpr bool operator==(const transport_state&,
+                                   const transport_state&) noexcept = default;
+};
+
 /// Joins a driver and a device of one process, without a bus: for simulators, tests and benches,
 /// and the pattern of a transport.
 ///
@@ -37,7 +52,7 @@ template <class Device, guest_memory M>
   requires device_model<Device, M>
 class in_process_transport {
  public:
-  static constexpr std::uint16_t max_queues = 64;
+  static constexpr std::uint16_t max_queues = transport_queues_max;
 
   /// Features that change how the two sides talk and that this transport does not carry out; they
   /// are never offered. Spec: "Feature Bits".
@@ -45,8 +60,10 @@ class in_process_transport {
                                                     feature::notif_config_data, feature::admin_vq,
                                                     feature::suspend};
 
-  constexpr in_process_transport(Device& device, M& memory) noexcept
-      : device_(&device), memory_(&memory) {}
+  /// `unsupported`: for a transport built on this one that carries out more of them, or less.
+  constexpr in_process_transport(Device& device, M& memory,
+                                 const feature_set& unsupported = unsupported_features) noexcept
+      : device_(&device), memory_(&memory), unsupported_(unsupported) {}
   // A copy would be a second set of registers of one device.
   in_process_transport(const in_process_transport&) = delete;
   in_process_transport& operator=(const in_process_transport&) = delete;
@@ -56,13 +73,13 @@ class in_process_transport {
   [[nodiscard]] constexpr std::uint32_t device_id() const noexcept { return device_->device_id(); }
 
   [[nodiscard]] constexpr feature_set device_features() const noexcept {
-    return device_->offered_features() - unsupported_features;
+    return device_->offered_features() - unsupported_;
   }
 
   /// Refused: `wrong_state` after FEATURES_OK.
   constexpr void set_driver_features(const feature_set& accepted) noexcept {
     if (status_.is_accepting_features())
-      accepted_ = accepted;
+      state_.driver_features = accepted;
     else
       pending_ |= refused(error::wrong_state);
   }
@@ -72,7 +89,7 @@ class in_process_transport {
   /// Resets, checks features or activates the device as the bits say.
   /// Refused: what `device_status::write`, `check_accepted` and the device say.
   constexpr void set_status(std::uint8_t bits) noexcept {
-    const auto step = status_.write(bits, accepted_);
+    const auto step = status_.write(bits, state_.driver_features);
     if (!step) {
       pending_ |= refused(step.error());
       return;
@@ -100,22 +117,23 @@ class in_process_transport {
   [[nodiscard]] constexpr result<void> set_up_queue(std::uint16_t queue,
                                                     const queue_layout& layout) noexcept {
     if (queue >= queue_count()) return error::invalid_queue_index;
-    const bool is_again = status_.is_live() && is_reset_[queue];
-    if ((!is_again && !status_.is_accepting_queues(accepted_)) || queues_[queue].size != 0)
+    const bool is_again = status_.is_live() && state_.is_reset[queue];
+    if ((!is_again && !status_.is_accepting_queues(state_.driver_features)) ||
+        state_.queues[queue].size != 0)
       return error::wrong_state;
     const std::uint32_t size_max = queue_size_max(queue);
     if (size_max == 0) return error::queue_unavailable;
     if (layout.size == 0 || layout.size > size_max || layout.size > max_queue_size)
       return error::invalid_queue_size;
-    if (!accepted_.test(feature::ring_packed) && !std::has_single_bit(layout.size))
+    if (!state_.driver_features.test(feature::ring_packed) && !std::has_single_bit(layout.size))
       return error::invalid_queue_size;
     if (is_again) {
       const actions done = carry_out(device_->enable_queue(queue, layout));
       pending_ |= done;
       if (done.failure != error::none) return done.failure;
-      is_reset_[queue] = false;
+      state_.is_reset[queue] = false;
     }
-    queues_[queue] = layout;
+    state_.queues[queue] = layout;
     return {};
   }
 
@@ -123,12 +141,26 @@ class in_process_transport {
   /// Errors: `not_negotiated` (RING_RESET), `wrong_state`, `invalid_queue_index` (no such queue, or
   /// not one that is enabled). Spec: "Virtqueue Reset".
   [[nodiscard]] constexpr result<void> reset_queue(std::uint16_t queue) noexcept {
-    if (!accepted_.test(feature::ring_reset)) return error::not_negotiated;
+    if (!state_.driver_features.test(feature::ring_reset)) return error::not_negotiated;
     if (!status_.is_live()) return error::wrong_state;
-    if (queue >= queue_count() || queues_[queue].size == 0) return error::invalid_queue_index;
+    if (queue >= queue_count() || state_.queues[queue].size == 0) return error::invalid_queue_index;
     pending_ |= carry_out(device_->reset_queue(queue));
-    queues_[queue] = {};
-    is_reset_[queue] = true;
+    state_.queues[queue] = {};
+    state_.is_reset[queue] = true;
+    return {};
+  }
+
+  /// Takes a queue back, without RING_RESET: what a driver's "not ready" does. From a live device
+  /// it is taken at once; `set_up_queue` gives it back. A queue that is not enabled stays so.
+  /// Errors: `invalid_queue_index`.
+  [[nodiscard]] constexpr result<void> disable_queue(std::uint16_t queue) noexcept {
+    if (queue >= queue_count()) return error::invalid_queue_index;
+    if (state_.queues[queue].size == 0) return {};
+    if (status_.is_live()) {
+      pending_ |= carry_out(device_->reset_queue(queue));
+      state_.is_reset[queue] = true;
+    }
+    state_.queues[queue] = {};
     return {};
   }
 
@@ -147,7 +179,7 @@ class in_process_transport {
   [[nodiscard]] constexpr result<void> write_config(std::uint32_t offset,
                                                     std::span<const std::byte> from) noexcept {
     if (!is_config(offset, from.size())) return error::config_out_of_range;
-    if (!status_.is_accepting_config(accepted_)) return error::wrong_state;
+    if (!status_.is_accepting_config(state_.driver_features)) return error::wrong_state;
     actions done = carry_out(device_->write_config(offset, from));
     const error failure = done.failure;
     if (!done.needs_reset)
@@ -178,7 +210,7 @@ class in_process_transport {
   constexpr actions process(std::uint16_t queue, std::uint32_t budget) noexcept {
     if (queue >= queue_count()) return refused(error::invalid_queue_index);
     if (!status_.is_live()) return {};
-    if (queues_[queue].size == 0) return refused(error::invalid_queue_index);
+    if (state_.queues[queue].size == 0) return refused(error::invalid_queue_index);
     return carry_out(device_->process(queue, budget));
   }
 
@@ -189,8 +221,27 @@ class in_process_transport {
     return due;
   }
 
+  [[nodiscard]] constexpr bool is_live() const noexcept { return status_.is_live(); }
+  /// What the driver has set up so far; size 0: not enabled.
+  [[nodiscard]] constexpr std::span<const queue_layout> queues() const noexcept {
+    return {state_.queues, queue_count()};
+  }
+  [[nodiscard]] constexpr transport_state state() const noexcept {
+    transport_state now = state_;
+    now.status = status_.read();
+    return now;
+  }
+  /// Goes on from a state that was this transport's. The device is not touched: whoever calls this
+  /// lets it go on too.
+  constexpr void restore(const transport_state& saved) noexcept {
+    state_ = saved;
+    status_.restore(saved.status);
+  }
+
   /// What the driver has accepted so far.
-  [[nodiscard]] constexpr const feature_set& driver_features() const noexcept { return accepted_; }
+  [[nodiscard]] constexpr const feature_set& driver_features() const noexcept {
+    return state_.driver_features;
+  }
 
  private:
   [[nodiscard]] constexpr std::uint16_t queue_count() const noexcept {
@@ -204,15 +255,16 @@ class in_process_transport {
   }
 
   constexpr bool are_features_accepted() noexcept {
-    result<void> checked = check_accepted(device_features(), accepted_, ring_feature_dependencies);
-    if (checked) checked = device_->check_features(accepted_);
+    result<void> checked =
+        check_accepted(device_features(), state_.driver_features, ring_feature_dependencies);
+    if (checked) checked = device_->check_features(state_.driver_features);
     pending_ |= refused(checked.error());
     return checked.has_value();
   }
 
   constexpr void activate() noexcept {
-    const std::span<const queue_layout> queues(queues_, queue_count());
-    const actions done = device_->activate(accepted_, queues, *memory_);
+    const std::span<const queue_layout> queues(state_.queues, queue_count());
+    const actions done = device_->activate(state_.driver_features, queues, *memory_);
     // Refused, the device did nothing: DRIVER_OK stays clear and the driver sees it. A device that
     // broke while it activated is live and needs a reset.
     if (done.failure == error::none || done.needs_reset) status_.confirm(status_step::activate);
@@ -221,9 +273,7 @@ class in_process_transport {
 
   constexpr void reset() noexcept {
     device_->reset();
-    accepted_ = {};
-    for (queue_layout& queue : queues_) queue = {};
-    for (bool& is_reset : is_reset_) is_reset = false;
+    state_ = {};
     pending_ = {};
     (void)notified_.exchange(0);
     // Last: a status of 0 says that nothing is notified and no queue is touched any more.
@@ -232,10 +282,9 @@ class in_process_transport {
 
   Device* device_;
   M* memory_;
+  feature_set unsupported_;
   device_status status_;
-  feature_set accepted_;
-  queue_layout queues_[max_queues]{};
-  bool is_reset_[max_queues]{}; ///< taken from the live device and not given back yet
+  transport_state state_; ///< but for the status, which other threads read
   shared_value<std::uint64_t> notified_;
   actions pending_;
 };
