@@ -86,7 +86,10 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 mount -t tmpfs tmpfs /tmp
-for module in $(grep -v virtio_balloon /modules/order); do insmod /modules/$module; done
+for module in $(grep -v virtio_balloon /modules/order); do
+  case $module in virtio_pci.ko) options=$(grep -o 'force_legacy=1' /proc/cmdline) ;; *) options= ;; esac
+  insmod /modules/$module $options
+done
 exec < /dev/ttyS1 > /dev/ttyS1 2>&1
 stty raw -echo
 balloon=/modules/virtio_balloon.ko
