@@ -88,6 +88,9 @@ constexpr entry table[] = {
     {error::reset_incomplete, 112},
     {error::status_bit_of_device, 113},
     {error::queue_too_small, 114},
+    {error::register_access, 115},
+    {error::vector_unavailable, 116},
+    {error::capability_missing, 117},
     {error::page_out_of_range, 128},
     {error::hint_command_malformed, 129},
     {error::mapping_unreadable, 160},
@@ -97,6 +100,17 @@ constexpr entry table[] = {
     {error::mapping_unsupported, 164},
     {error::file_not_allowed, 165},
     {error::system_call_failed, 166},
+    {error::message_unknown, 192},
+    {error::message_flags, 193},
+    {error::message_size, 194},
+    {error::message_files, 195},
+    {error::message_value, 196},
+    {error::connection_closed, 197},
+    {error::connection_stalled, 198},
+    {error::file_too_small, 199},
+    {error::memory_slots_full, 200},
+    {error::region_unknown, 201},
+    {error::in_flight_invalid, 202},
 };
 
 constexpr auto numbers = [](auto check) {

@@ -80,6 +80,9 @@ enum class error : std::uint16_t {
   reset_incomplete = 112,      ///< the status did not read 0 in the attempts allowed
   status_bit_of_device = 113,  ///< the driver set a status bit that only the device sets
   queue_too_small = 114,       ///< the device's queue has fewer entries than the driver needs
+  register_access = 115,    ///< no register that can be accessed so: its offset, width, direction
+  vector_unavailable = 116, ///< the device has not taken an MSI-X vector
+  capability_missing = 117, ///< no PCI capability of a structure that the driver needs
 
   // Balloon.
   page_out_of_range = 128,      ///< an address of 16 TiB or more has no PFN
@@ -93,6 +96,19 @@ enum class error : std::uint16_t {
   mapping_unsupported = 164, ///< a kind of mapping whose memory cannot be given back
   file_not_allowed = 165,    ///< it would change a file that the caller did not give for it
   system_call_failed = 166,  ///< errno says why, and is kept
+
+  // vhost-user.
+  message_unknown = 192,    ///< a request that is not known, or not known to be answered
+  message_flags = 193,      ///< another version, or a reply where a request is due
+  message_size = 194,       ///< the payload has not the size that its request takes
+  message_files = 195,      ///< not as many file descriptors as the request takes
+  message_value = 196,      ///< a value in the payload that is never valid
+  connection_closed = 197,  ///< the other side closed it, or it broke
+  connection_stalled = 198, ///< the other side does not read what it is sent
+  file_too_small = 199,     ///< a shared file ends before the memory it is said to hold
+  memory_slots_full = 200,  ///< more regions of memory than there are slots
+  region_unknown = 201,     ///< no region of memory as described
+  in_flight_invalid = 202, ///< a region of chains in flight that does not fit together, or the ring
 };
 
 /// A short text for `e`, without a full stop; null for a number that is none of the enumerators.
@@ -159,6 +175,9 @@ enum class error : std::uint16_t {
   case error::reset_incomplete: return "device did not finish its reset";
   case error::status_bit_of_device: return "status bit that only the device sets";
   case error::queue_too_small: return "queue has fewer entries than the driver needs";
+  case error::register_access: return "no such register, or not to be accessed so";
+  case error::vector_unavailable: return "device has not taken the MSI-X vector";
+  case error::capability_missing: return "no PCI capability of a structure that is needed";
   case error::page_out_of_range: return "address has no page frame number";
   case error::hint_command_malformed: return "hinting command is not 4 bytes";
   case error::mapping_unreadable: return "table of mappings cannot be read";
@@ -168,6 +187,17 @@ enum class error : std::uint16_t {
   case error::mapping_unsupported: return "memory of this mapping cannot be given back";
   case error::file_not_allowed: return "file was not given to be changed";
   case error::system_call_failed: return "system call failed";
+  case error::message_unknown: return "unknown request";
+  case error::message_flags: return "message has another version, or is no request";
+  case error::message_size: return "message has a payload of the wrong size";
+  case error::message_files: return "message has a wrong number of file descriptors";
+  case error::message_value: return "message has a value that is not valid";
+  case error::connection_closed: return "connection was closed";
+  case error::connection_stalled: return "other side does not read what it is sent";
+  case error::file_too_small: return "shared file ends before its memory";
+  case error::memory_slots_full: return "more memory regions than slots";
+  case error::region_unknown: return "no such memory region";
+  case error::in_flight_invalid: return "shared state of chains in flight is not valid";
   }
   return nullptr;
 }

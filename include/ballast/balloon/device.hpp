@@ -14,6 +14,7 @@
 #include <ballast/virtio/actions.hpp>
 #include <ballast/virtio/features.hpp>
 #include <ballast/virtio/shared_value.hpp>
+#include <ballast/virtqueue/device_queue.hpp>
 #include <ballast/virtqueue/layout.hpp>
 
 #include <bit>
@@ -23,7 +24,25 @@
 
 namespace ballast::balloon {
 
-/// The balloon device: a `device_model`.
+/// A device at rest, beside its queues: plain values, for `save` and `restore`. To be kept where
+/// they outlive the process; with what its transport knows, and the positions of its queues, a
+/// device in another process goes on.
+struct device_state {
+  static constexpr std::uint32_t current_version = 1;
+  std::uint32_t version = current_version;
+  std::uint32_t target = 0; ///< pages of 4096 bytes
+  std::uint32_t actual = 0; ///< pages of 4096 bytes
+  std::uint32_t poison = 0;
+  std::uint32_t config_generation = 0;
+  std::uint32_t epoch = 0; ///< of `snapshot`
+  hint_device_state hinting;
+  bool has_actual = false;            ///< the driver has written it since the reset
+  bool is_statistics_pending = false; ///< the driver was asked and has not answered
+
+  friend constexpr bool operator==(const device_state&, const device_state&) noexcept = default;
+};
+
+/// The balloon device: a `device_model`, and a `resumable_device_model`.
 ///
 ///     balloon::device<mapped_memory, my_host> device(host, {.target_pages_max = pages});
 ///     device.set_target(pages);          // -> actions: the configuration changed
@@ -162,11 +181,7 @@ class device {
       return work_.failed(started.error());
     }
     is_active_.store(1);
-    // Whatever was made available, and perhaps notified, before DRIVER_OK.
-    actions due;
-    for (std::uint16_t i = 0; i < queue_count() && i < queues.size(); ++i)
-      if (queues[i].size != 0 && kind_of(i)) due |= process(i, activation_budget);
-    return due;
+    return look_at(queues);
   }
 
   /// Lets go of the memory, before its map changes. Everything else stays, but for what was known
@@ -180,6 +195,55 @@ class device {
   /// not processed.
   constexpr actions attach(std::span<const queue_layout> queues, M& memory) noexcept {
     return is_active_.load() == 0 ? refused(error::wrong_state) : work_.attach(memory, queues);
+  }
+
+  /// Everything of the device that its driver knows, beside the queues.
+  [[nodiscard]] constexpr device_state save() const noexcept {
+    return {.target = config_.target(),
+            .actual = config_.actual(),
+            .poison = config_.poison(),
+            .config_generation = config_.generation(),
+            .epoch = work_.epoch(),
+            .hinting = work_.hinting().save(),
+            .has_actual = config_.has_actual(),
+            .is_statistics_pending = work_.statistics().is_pending()};
+  }
+
+  /// Takes up what another device saved, before `resume`. Hints of before are of no use here: the
+  /// driver is shown DONE, where it was asked for any. A target that was set meanwhile is to be set
+  /// again. Errors: `wrong_state` (active), `state_version`, `state_invalid` (also: beyond what the
+  /// options allow); nothing changes.
+  constexpr result<void> restore(const device_state& from) noexcept {
+    if (is_active_.load() != 0) return error::wrong_state;
+    if (from.version != device_state::current_version) return error::state_version;
+    if (from.target > options_.target_pages_max ||
+        (from.poison != 0 && !options_.offered.test(feature::page_poison)))
+      return error::state_invalid;
+    const auto restored = work_.restore(from.hinting, from.is_statistics_pending, from.epoch);
+    if (!restored) return restored;
+    config_.restore(from.target, from.actual, from.has_actual, from.poison, from.config_generation);
+    return {};
+  }
+
+  [[nodiscard]] constexpr result<device_queue_state>
+  queue_state(std::uint16_t index) const noexcept {
+    const auto kind = kind_of(index);
+    return kind ? work_.queues().state(*kind) : kind.error();
+  }
+
+  /// `activate`, with each queue where another device, or this one before `detach`, left it. The
+  /// driver is told that the configuration changed: it may have, while nobody was there to tell.
+  /// Errors: `wrong_state` (active, and not detached); with the need for a reset, the queues'.
+  constexpr actions resume(const feature_set& negotiated, std::span<const queue_layout> queues,
+                           M& memory, std::span<const device_queue_state> positions) noexcept {
+    if (is_active_.load() != 0 && !work_.is_detached()) return refused(error::wrong_state);
+    if (const auto resumed = work_.resume(memory, queues, negotiated, positions); !resumed) {
+      is_active_.store(0);
+      ++counters_.activate_fails;
+      return work_.failed(resumed.error());
+    }
+    is_active_.store(1);
+    return look_at(queues) |= actions{.config_changed = true};
   }
 
   constexpr actions process(std::uint16_t index, std::uint32_t budget) noexcept {
@@ -212,6 +276,14 @@ class device {
   /// Buffers of each queue that are looked at while the driver writes DRIVER_OK; the rest is
   /// announced as `more_work`.
   static constexpr std::uint32_t activation_budget = 4;
+
+  /// Whatever was made available, and perhaps notified, before the device looked.
+  constexpr actions look_at(std::span<const queue_layout> queues) noexcept {
+    actions due;
+    for (std::uint16_t i = 0; i < queue_count() && i < queues.size(); ++i)
+      if (queues[i].size != 0 && kind_of(i)) due |= process(i, activation_budget);
+    return due;
+  }
 
   [[nodiscard]] constexpr result<queue_kind> kind_of(std::uint16_t index) const noexcept {
     return work_.queues().kind_of(index);

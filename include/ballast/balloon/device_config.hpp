@@ -65,7 +65,9 @@ class device_config {
   constexpr result<void> read(std::uint32_t offset, std::span<std::byte> to) const noexcept {
     return space_.read(offset, to);
   }
-  [[nodiscard]] constexpr std::uint32_t generation() const noexcept { return space_.generation(); }
+  [[nodiscard]] constexpr std::uint32_t generation() const noexcept {
+    return space_.generation() + generation_base_.load();
+  }
 
   /// Writes what is the driver's and leaves the rest. Errors: `config_out_of_range`.
   constexpr result<void> write(std::uint32_t offset, std::span<const std::byte> from) noexcept {
@@ -90,6 +92,19 @@ class device_config {
     has_actual_ = false;
   }
 
+  /// Whether the driver has written `actual` since the reset.
+  [[nodiscard]] constexpr bool has_actual() const noexcept { return has_actual_; }
+
+  /// What another device left: the fields, and where the generation was. No event.
+  constexpr void restore(std::uint32_t target, std::uint32_t actual, bool has_actual,
+                         std::uint32_t poison, std::uint32_t generation) noexcept {
+    (void)space_.set32(offsetof(config, num_pages), target);
+    (void)space_.set32(offsetof(config, actual), actual);
+    (void)space_.set32(offsetof(config, poison_val), poison);
+    has_actual_ = has_actual;
+    generation_base_.store(generation - space_.generation());
+  }
+
   // What changed.
 
   constexpr void note(std::uint32_t events) noexcept { (void)events_.fetch_or(events); }
@@ -106,6 +121,7 @@ class device_config {
   static constexpr config_field poison_field{offsetof(config, poison_val), sizeof(le32)};
 
   config_space<sizeof(config)> space_{{offsetof(config, actual), sizeof(le32)}};
+  shared_value<std::uint32_t> generation_base_;
   shared_value<std::uint32_t> events_;
   std::uint32_t guest_page_size_max_;
   bool has_poison_;

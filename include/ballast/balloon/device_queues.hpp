@@ -53,15 +53,9 @@ template <guest_memory M, std::uint32_t QueueSize, std::endian E> class device_q
   }
   [[nodiscard]] constexpr const feature_set& negotiated() const noexcept { return negotiated_; }
 
-  [[nodiscard]] constexpr queue& operator[](queue_kind kind) noexcept {
-    switch (kind) {
-    case queue_kind::inflate: return inflateq_;
-    case queue_kind::deflate: return deflateq_;
-    case queue_kind::statistics: break;
-    case queue_kind::free_page: return free_page_vq_;
-    case queue_kind::reporting: return reporting_vq_;
-    }
-    return statsq_;
+  [[nodiscard]] constexpr queue& operator[](queue_kind kind) noexcept { return of(*this, kind); }
+  [[nodiscard]] constexpr const queue& operator[](queue_kind kind) const noexcept {
+    return of(*this, kind);
   }
 
   /// The bit of a queue in the masks of `actions`.
@@ -79,15 +73,38 @@ template <guest_memory M, std::uint32_t QueueSize, std::endian E> class device_q
   constexpr result<void> start(M& memory, std::span<const queue_layout> layouts,
                                const feature_set& negotiated) noexcept {
     negotiated_ = negotiated;
-    return each(layouts, [&](queue& q, const queue_layout& layout) {
-      return q.start(memory, layout, negotiated_, first_index_);
+    return each(layouts, [&](queue& q, std::uint16_t i) {
+      return q.start(memory, layouts[i], negotiated_, first_index_);
     });
+  }
+  /// Begins with the queues that were set up, each at its position; at its start where that has no
+  /// size. Errors: the queues'.
+  constexpr result<void> resume(M& memory, std::span<const queue_layout> layouts,
+                                const feature_set& negotiated,
+                                std::span<const device_queue_state> positions) noexcept {
+    reset();
+    negotiated_ = negotiated;
+    return each(layouts, [&](queue& q, std::uint16_t i) {
+      return i < positions.size() && positions[i].size != 0
+                 ? q.restore(memory, layouts[i], negotiated_, positions[i], {})
+                 : q.start(memory, layouts[i], negotiated_, first_index_);
+    });
+  }
+  /// Where a queue is, before the chain that is held. Of what is held there is one chain, and it
+  /// was popped last: a statistics buffer. Errors: `invalid_queue_index` (never started).
+  [[nodiscard]] constexpr result<device_queue_state> state(queue_kind kind) const noexcept {
+    const queue& q = (*this)[kind];
+    if (q.size() == 0) return error::invalid_queue_index;
+    held_head held[1];
+    auto now = q.save(held);
+    if (now) now->next_available = now->next_used;
+    return now;
   }
   /// Errors: the queues'.
   constexpr result<void> attach(M& memory, std::span<const queue_layout> layouts) noexcept {
-    return each(layouts, [&](queue& q, const queue_layout& layout) -> result<void> {
+    return each(layouts, [&](queue& q, std::uint16_t i) -> result<void> {
       if (q.size() == 0) return {}; // it was reset since
-      return q.attach(memory, layout, negotiated_);
+      return q.attach(memory, layouts[i], negotiated_);
     });
   }
   /// The bits of the queues that are attached.
@@ -106,12 +123,24 @@ template <guest_memory M, std::uint32_t QueueSize, std::endian E> class device_q
   }
 
  private:
+  template <class Self>
+  [[nodiscard]] static constexpr auto& of(Self& self, queue_kind kind) noexcept {
+    switch (kind) {
+    case queue_kind::inflate: return self.inflateq_;
+    case queue_kind::deflate: return self.deflateq_;
+    case queue_kind::statistics: break;
+    case queue_kind::free_page: return self.free_page_vq_;
+    case queue_kind::reporting: return self.reporting_vq_;
+    }
+    return self.statsq_;
+  }
+
   template <class Do>
   constexpr result<void> each(std::span<const queue_layout> layouts, Do&& what) noexcept {
     for (std::uint16_t i = 0; i < count() && i < layouts.size(); ++i) {
       const auto kind = kind_of(i);
       if (!kind || layouts[i].size == 0) continue;
-      if (const result<void> r = what((*this)[*kind], layouts[i]); !r) return r;
+      if (const result<void> r = what((*this)[*kind], i); !r) return r;
     }
     return {};
   }

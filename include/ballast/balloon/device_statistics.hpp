@@ -78,6 +78,14 @@ class device_statistics {
     return {};
   }
 
+  /// The queue goes on elsewhere from before the held buffer, which will come once more.
+  constexpr void rewind() noexcept { has_buffer_ = false; }
+  /// As it was elsewhere: whether the driver was asked and has not answered.
+  constexpr void restore(bool is_pending) noexcept {
+    reset();
+    is_pending_ = is_pending;
+  }
+
   /// The queue is taken away: its buffers are not the device's any more.
   constexpr void drop_buffer() noexcept { has_buffer_ = is_pending_ = false; }
 

@@ -62,6 +62,34 @@ class device_work {
     pages_.start(memory, negotiated.test(feature::must_tell_host), config_->poison());
     return {};
   }
+  /// `start`, with each queue at its position; or, while detached, all of them anew. What was held
+  /// comes once more. Errors: the queues'; then none of them is.
+  constexpr result<void> resume(M& memory, std::span<const queue_layout> layouts,
+                                const feature_set& negotiated,
+                                std::span<const device_queue_state> positions) noexcept {
+    statistics_.rewind();
+    if (const auto started = queues_.resume(memory, layouts, negotiated, positions); !started) {
+      queues_.reset();
+      return started;
+    }
+    memory_ = &memory;
+    config_->activate(negotiated);
+    pages_.start(memory, negotiated.test(feature::must_tell_host), config_->poison());
+    return {};
+  }
+  [[nodiscard]] constexpr bool is_detached() const noexcept { return memory_ == nullptr; }
+
+  [[nodiscard]] constexpr std::uint32_t epoch() const noexcept { return epoch_; }
+  /// As it was elsewhere. Errors: `state_version`, `state_invalid`; nothing changes.
+  constexpr result<void> restore(const hint_device_state& hinting, bool is_statistics_pending,
+                                 std::uint32_t epoch) noexcept {
+    if (const auto restored = hinting_.restore(hinting); !restored) return restored;
+    (void)show_command_id(true);
+    statistics_.restore(is_statistics_pending);
+    epoch_ = epoch;
+    return {};
+  }
+
   constexpr void detach() noexcept {
     queues_.detach();
     pages_.forget();
@@ -70,7 +98,7 @@ class device_work {
   /// Errors: `already_attached` (nothing changes), the queues'; what is not attached is not
   /// processed.
   constexpr actions attach(M& memory, std::span<const queue_layout> layouts) noexcept {
-    if (memory_ != nullptr) return refused(error::already_attached);
+    if (!is_detached()) return refused(error::already_attached);
     memory_ = &memory;
     pages_.move_to(memory);
     if (const auto attached = queues_.attach(memory, layouts); !attached)
@@ -96,7 +124,7 @@ class device_work {
   /// Errors: the queue's.
   constexpr actions enable_queue(queue_kind kind, const queue_layout& layout,
                                  std::uint32_t budget) noexcept {
-    if (memory_ == nullptr) return refused(error::not_attached);
+    if (is_detached()) return refused(error::not_attached);
     actions due;
     // A round that the driver has not taken up yet may begin in the new queue.
     if (kind != queue_kind::free_page || hinting_.is_accepting()) due = forget_held(kind);
