@@ -5,6 +5,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include <cstdint>
 #include <deque>
 #include <optional>
 #include <string>
@@ -20,6 +21,8 @@ struct qmp_answer {
   std::string error; ///< one line; empty if there is a value
 
   explicit operator bool() const noexcept { return error.empty(); }
+  /// The error behind something else in a line; nothing without one.
+  [[nodiscard]] std::string trailer() const { return error.empty() ? error : ": " + error; }
 };
 
 /// The member `name` of an object, as text; empty where there is no such text.
@@ -34,6 +37,12 @@ struct qmp_answer {
   const auto found = object.find(name);
   return found != object.end() && found->is_number_unsigned() ? found->get<std::uint64_t>()
                                                               : otherwise;
+}
+
+/// The member `name` of an object, as an object; an empty one where there is none.
+[[nodiscard]] inline json object_in(const json& object, const char* name) {
+  const auto found = object.find(name);
+  return found != object.end() && found->is_object() ? *found : json::object();
 }
 
 /// QEMU's monitor protocol: commands that are answered, and events that come on their own.

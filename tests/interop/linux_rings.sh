@@ -11,7 +11,7 @@ Unpacks the few parts of Linux that are needed into DIRECTORY/linux (a build dir
 source tree), from ARCHIVE or the newest /usr/src/linux-source-6.12*.tar.xz (Debian package
 linux-source-6.12), and builds DIRECTORY/liblinux_rings.a: drivers/virtio/virtio_ring.c (the driver)
 and drivers/vhost/vringh.c (the device) behind tests/interop/linux_ring.h. They are GPL-2.0: a
-program linked with them is for testing, not for passing on.
+program linked with them is for testing, not for passing on. What linux_mmio.sh needs is unpacked too.
 
 Exits with 77, which means "skipped", if there is no archive.
 END
@@ -33,13 +33,15 @@ if [ ! -r "$archive" ]; then
 fi
 
 # Unpacking takes most of the time: only when the archive is another than the last time.
-id=$(stat -L -c '%n %s %Y' "$archive")
+id=$(stat -L -c '%n %s %Y with mmio' "$archive")
 if [ "$(cat "$tree/unpacked" 2>/dev/null)" != "$id" ]; then
   rm -rf "$tree"
   mkdir -p "$tree"
   top=$(basename "$archive" .tar.xz)
   tar -C "$tree" --strip-components=1 -xf "$archive" \
     "$top/drivers/virtio/virtio_ring.c" "$top/drivers/vhost/vringh.c" \
+    "$top/drivers/virtio/virtio.c" "$top/drivers/virtio/virtio_mmio.c" \
+    "$top/drivers/virtio/virtio_balloon.c" \
     "$top/tools/virtio" "$top/tools/include" \
     "$top/include/linux" "$top/include/uapi/linux" "$top/include/asm-generic"
   echo "$id" >"$tree/unpacked"

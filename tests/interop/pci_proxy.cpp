@@ -76,7 +76,7 @@ bool pci_proxy::run_once(std::span<const int> others, int milliseconds) {
   return is_connected_;
 }
 
-void pci_proxy::perform(ballast::actions due) {
+void pci_proxy::carry_out(ballast::actions due) {
   while (true) {
     if (due.failure != ballast::error::none) failure_ = due.failure;
     interrupt(due);
@@ -118,7 +118,7 @@ bool pci_proxy::handle(pci_proxy_message& got) {
     const ballast::actions due = bus_->write_config_space(
         access.offset, static_cast<unsigned>(access.width), access.value);
     if (!answer(0)) return false;
-    perform(due);
+    carry_out(due);
     return true;
   }
   case message::read_config: {
@@ -151,7 +151,7 @@ bool pci_proxy::handle_bar(const pci_proxy_message& got) {
   counted_.notifications += due.more_work != 0;
   // The guest goes on while the queue is processed.
   if (!answer(0)) return false;
-  perform(due);
+  carry_out(due);
   return true;
 }
 
@@ -166,7 +166,7 @@ bool pci_proxy::take_memory(pci_proxy_message& got) {
   const bool is_live = bus_->is_live();
   if (is_live) device_->detach();
   if (!ram_.map(pieces, got.files)) return false;
-  if (is_live) perform(bus_->carry_out(device_->attach(bus_->queues(), ram_.memory())));
+  if (is_live) perform(device_->attach(bus_->queues(), ram_.memory()));
   return true;
 }
 

@@ -120,8 +120,8 @@ class pci_proxy {
   /// Files that `run_until` looks at its condition for.
   void watch(std::vector<int> files) { watched_ = std::move(files); }
 
-  /// Does what an entry point of the device asked for.
-  void perform(ballast::actions due);
+  /// Does what a call of the device asked for.
+  void perform(const ballast::actions& due) { carry_out(bus_->carry_out(due)); }
 
   device_type& device() { return *device_; }
   bus_type& bus() { return *bus_; }
@@ -150,6 +150,7 @@ class pci_proxy {
     return send(connection_.get(), pci_proxy_message::reply_of(value));
   }
   bool take_memory(pci_proxy_message& got);
+  void carry_out(ballast::actions due);
   void interrupt(const ballast::actions& due);
 
   qemu::descriptor connection_;

@@ -480,6 +480,80 @@ constexpr auto legacy = [](auto check) {
 };
 BOTH("a legacy driver's features are checked when it activates (IN-6, FT-10, RF-4)", legacy)
 
+constexpr auto left_out = [](auto check) {
+  scripted_device device;
+  device.offered = {1, 2, 32, 37, 38, 40};
+  memory ram;
+  transport bus(device, ram, {2, 37});
+  check(bus.device_features() == feature_set{1, 32, 38, 40});
+  bus.set_status(3);
+  bus.set_driver_features({2, 32}); // what is left out can't be accepted either
+  bus.set_status(11);
+  check(bus.status() == 3 && bus.take_actions().failure == error::feature_not_offered);
+  transport all(device, ram, {});
+  check(all.device_features() == device.offered);
+};
+BOTH("a transport built on this one says which features it leaves out (FT-8)", left_out)
+
+constexpr auto disabled = [](auto check) {
+  machine m(11);
+  check(m.bus.disable_queue(0).has_value()); // one that is not enabled stays so
+  check(m.bus.disable_queue(3).error() == error::invalid_queue_index);
+  check(m.bus.disable_queue(0xffff).error() == error::invalid_queue_index);
+  check(m.bus.set_up_queue(0, layout(64)).has_value());
+  check(m.bus.set_up_queue(2, layout(32)).has_value());
+  check(m.bus.disable_queue(0).has_value() && m.bus.queues()[0] == queue_layout{});
+  check(m.device.queue_resets == 0); // the device has not seen it yet
+  check(m.bus.set_up_queue(0, layout(128)).has_value());
+  m.bus.set_status(15);
+  check(m.device.active_sizes == std::array<std::uint32_t, 4>{128, 0, 32, 0});
+
+  check(m.bus.disable_queue(2).has_value());
+  check(m.device.queue_resets == 1 && m.device.last_queue == 2);
+  check(m.bus.disable_queue(2).has_value() && m.device.queue_resets == 1); // not twice
+  check(m.bus.process(2, 1).failure == error::invalid_queue_index && m.device.processed == 0);
+  check(m.bus.process(0, 1) == actions{} && m.device.processed == 1); // the other one goes on
+  check(m.bus.set_up_queue(2, layout(16)).has_value() && m.device.active_sizes[2] == 16);
+  check(m.bus.set_up_queue(2, layout(8)).error() == error::wrong_state);
+
+  check(m.bus.disable_queue(2).has_value());
+  m.bus.set_status(0);
+  m.bus.set_status(3);
+  m.bus.set_driver_features({32});
+  m.bus.set_status(11);
+  m.bus.set_status(15);
+  check(m.bus.set_up_queue(2, layout(16)).error() == error::wrong_state); // forgotten by the reset
+};
+BOTH("a driver that says not ready has its queue back at once, without RING_RESET (MM-5)", disabled)
+
+constexpr auto saved = [](auto check) {
+  machine m(15, {1, 32});
+  (void)m.bus.disable_queue(0);
+  const ballast::transport_state state = m.bus.state();
+  check(state.status == 15 && state.driver_features == feature_set{1, 32} && state.is_reset[0]);
+
+  transport next(m.device, m.ram);
+  check(!(next.state() == state) && next.process(0, 1) == actions{});
+  next.restore(state);
+  check(next.state() == state && next.is_live() && next.status() == 15);
+  check(next.driver_features() == feature_set{1, 32});
+  check(m.device.activations == 1 && m.device.resets == 0); // it was not touched
+  next.set_driver_features({});
+  check(next.take_actions().failure == error::wrong_state);
+  check(next.set_up_queue(2, layout(64)).error() == error::wrong_state);
+  check(next.set_up_queue(0, layout(32)).has_value() && m.device.active_sizes[0] == 32);
+  check(next.process(0, 7) == actions{} && m.device.last_budget == 7);
+  check(next.queues()[0].size == 32 && next.queues().size() == 3);
+
+  transport early(m.device, m.ram);
+  early.restore({.status = 11, .driver_features = {32}, .queues = {layout(16)}, .is_reset = {}});
+  check(early.set_up_queue(0, layout(64)).error() == error::wrong_state); // it has that one
+  check(early.set_up_queue(2, layout(64)).has_value());
+  early.set_status(15);
+  check(m.device.active_sizes == std::array<std::uint32_t, 4>{16, 0, 64, 0});
+};
+BOTH("a transport goes on from what was saved, without touching the device", saved)
+
 TEST_CASE("notifications from several threads are each seen") {
   machine m(15);
   m.device.queues = 64;

@@ -38,7 +38,8 @@ struct mmio_device_state {
 /// read, with 4 bytes at a multiple of 4, gives 0; such a write is refused with `register_access`
 /// and does nothing, as is a value that the register has no use for. The configuration, from 0x100
 /// on, is accessed with 1, 2, 4 or 8 bytes at any offset; what passes its end reads all ones, and
-/// is refused to be written. There is no shared memory: its length and base read all ones.
+/// is refused to be written. There is no shared memory: its length and base read all ones, whatever
+/// the version.
 ///
 /// Features that mmio does not carry out are not offered; a legacy device offers the first 32, and
 /// so neither VERSION_1 nor packed rings. Its rings are in the byte order that the device was made
@@ -70,6 +71,11 @@ class mmio_device {
     case mmio_register::queue_size_max: return registers_.queue_size_max();
     case mmio_register::interrupt_status: return registers_.interrupt_status();
     case mmio_register::status: return registers_.status();
+    // Of a legacy device too: Linux asks without a look at the version, and takes 0 for a region.
+    case mmio_register::shm_length_low:
+    case mmio_register::shm_length_high:
+    case mmio_register::shm_base_low:
+    case mmio_register::shm_base_high: return lower;
     default: return is_legacy() ? read_legacy(offset) : read_modern(offset);
     }
   }
@@ -87,6 +93,7 @@ class mmio_device {
     case mmio_register::driver_features_select: registers_.select_driver_features(word); break;
     case mmio_register::queue_select: registers_.select_queue(word); break;
     case mmio_register::interrupt_acknowledge: registers_.acknowledge(word); break;
+    case mmio_register::shm_select: break; // there is none to select
     case mmio_register::driver_features: return registers_.write_driver_features(word);
     case mmio_register::queue_size: return registers_.stage_size(word);
     case mmio_register::queue_notify: return registers_.notify(word);
@@ -148,10 +155,6 @@ class mmio_device {
   [[nodiscard]] constexpr std::uint64_t read_modern(std::uint64_t offset) const noexcept {
     switch (offset) {
     case mmio_register::queue_ready: return registers_.is_queue_enabled() ? 1 : 0;
-    case mmio_register::shm_length_low:
-    case mmio_register::shm_length_high:
-    case mmio_register::shm_base_low:
-    case mmio_register::shm_base_high: return lower;
     case mmio_register::config_generation: return registers_.config_generation();
     default: return 0; // QueueReset too: a reset is over before the write is
     }
@@ -170,7 +173,6 @@ class mmio_device {
     case mmio_register::queue_driver_high: return stage_high(queue_area::driver, word);
     case mmio_register::queue_device_low: return stage(queue_area::device, word);
     case mmio_register::queue_device_high: return stage_high(queue_area::device, word);
-    case mmio_register::shm_select: return {}; // there is none to select
     default: return refused(error::register_access);
     }
   }

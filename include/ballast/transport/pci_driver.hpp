@@ -71,6 +71,7 @@ template <register_region R> class pci_driver {
       common<std::uint32_t>(pci::common_cfg::driver_feature, accepted.word32(word));
     }
     has_ring_reset_ = accepted.test(feature::ring_reset);
+    notify_width_ = accepted.test(feature::notification_data) ? 4 : 2;
   }
 
   [[nodiscard]] constexpr std::uint8_t status() noexcept {
@@ -99,7 +100,7 @@ template <register_region R> class pci_driver {
     if (common<std::uint16_t>(c::queue_enable) != 0) return error::wrong_state;
     const std::uint64_t notify_at = std::uint64_t{common<std::uint16_t>(c::queue_notify_off)} *
                                     regions_.found.notify_off_multiplier;
-    if (notify_at + 2 > regions_.found.notify.length) return error::register_access;
+    if (notify_at + notify_width_ > regions_.found.notify.length) return error::register_access;
     if (!map_vector(c::config_msix_vector, config_vector_) ||
         !map_vector(c::queue_msix_vector, queue_vectors_[queue]))
       return error::vector_unavailable;
@@ -193,6 +194,7 @@ template <register_region R> class pci_driver {
   std::uint32_t device_id_;
   std::uint32_t attempts_;
   bool has_ring_reset_ = false;
+  std::uint8_t notify_width_ = 2;
   std::uint16_t config_vector_ = pci::no_vector;
   std::uint16_t queue_vectors_[max_queues]{};
   std::uint32_t notify_at_[max_queues]{}; ///< offsets in the notification structure

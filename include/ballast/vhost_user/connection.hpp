@@ -58,11 +58,11 @@ class connection {
 
   /// Sends a message. Errors: `connection_closed`, `connection_stalled`.
   [[nodiscard]] result<void> send(std::uint32_t request, std::uint32_t flags,
-                                  std::span<const std::byte> payload, int descriptor = -1) noexcept {
+                                  std::span<const std::byte> payload,
+                                  int descriptor = -1) noexcept {
     std::byte out[sizeof(message_header) + payload_max];
     write_as(out, 0, message_header{request, flags, static_cast<std::uint32_t>(payload.size())});
-    if (!payload.empty())
-      std::memcpy(out + sizeof(message_header), payload.data(), payload.size());
+    if (!payload.empty()) std::memcpy(out + sizeof(message_header), payload.data(), payload.size());
     iovec data{out, sizeof(message_header) + payload.size()};
     msghdr about{};
     about.msg_iov = &data;

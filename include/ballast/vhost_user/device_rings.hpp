@@ -14,6 +14,7 @@
 #include <ballast/virtqueue/layout.hpp>
 #include <ballast/virtqueue/packed_rings.hpp>
 #include <ballast/virtqueue/resumable_device.hpp>
+#include <ballast/virtqueue/split_rings.hpp>
 
 #include <bit>
 #include <cstddef>
@@ -45,8 +46,7 @@ class device_rings {
   using memory_type = device_memory<QueueSize, E>;
   static constexpr bool is_resumable = resumable_device_model<Device, memory_type>;
 
-  device_rings(Device& device, memory_table& table) noexcept
-      : device_(&device), table_(&table) {}
+  device_rings(Device& served, memory_table& table) noexcept : device_(&served), table_(&table) {}
   device_rings(const device_rings&) = delete;
   device_rings& operator=(const device_rings&) = delete;
 
@@ -67,9 +67,9 @@ class device_rings {
   /// Gives queues to the device. `which`: all that are to begin now; if it has none yet, that
   /// activates it. A driver that was there before goes on where it was, which a position or a
   /// log of what was held shows; otherwise the device is reset first.
-  /// Errors: `not_guest_memory`, `state_invalid` (a position that cannot be), `in_flight_invalid`,
-  /// `wrong_state` (a device that can't go on would have to), what the device says; then the device
-  /// has no queue.
+  /// Errors: the memory's, `invalid_queue_size`, `storage_too_small`, `state_invalid` (a position
+  /// that cannot be), `in_flight_invalid`, `wrong_state` (a device that can't go on would have to),
+  /// what the device says; then the device has no queue.
   [[nodiscard]] result<actions> start(std::uint64_t which, const feature_set& features,
                                       std::span<const ring_description> rings) noexcept {
     memory_ = memory_type(table_->memory(), logs_);
@@ -117,15 +117,17 @@ class device_rings {
     is_detached_ = false;
     if constexpr (is_resumable) {
       const actions due = device_->attach(layouts_, memory_);
-      if (due.failure != error::none) return failed(due.failure);
+      if (is_refused(due)) return failed(due.failure);
       return due;
     }
     return actions{.more_work = given_};
   }
 
-  /// The memory is another one now, and the queues lie where `rings` say.
+  /// The memory is another one now, and the queues lie where `rings` say. The device was paused
+  /// for that; `goes_on`: and only for that.
   /// Errors: `not_guest_memory`, the device's; then the device has no queue.
-  [[nodiscard]] result<actions> move(std::span<const ring_description> rings) noexcept {
+  [[nodiscard]] result<actions> move(std::span<const ring_description> rings,
+                                     bool goes_on) noexcept {
     memory_ = memory_type(table_->memory(), logs_);
     for (std::uint16_t i = 0; i < Queues; ++i) {
       if (!has(i)) continue;
@@ -134,7 +136,7 @@ class device_rings {
       layouts_[i] = *at;
       logs_[i].place(*at);
     }
-    return go_on();
+    return goes_on ? go_on() : result<actions>(actions{});
   }
 
   /// The driver is gone, or may be: the device lets go of everything. It is not reset: if this
@@ -161,6 +163,10 @@ class device_rings {
     given_ = 0;
   }
 
+  /// A device that broke over what it found in a ring has begun all the same.
+  [[nodiscard]] static bool is_refused(const actions& due) noexcept {
+    return due.failure != error::none && !due.needs_reset;
+  }
   [[nodiscard]] error failed(error why) noexcept {
     disconnect();
     return why;
@@ -171,7 +177,13 @@ class device_rings {
     const auto driver = table_->guest_address_of(ring.addresses.driver_area);
     const auto device = table_->guest_address_of(ring.addresses.device_area);
     if (!descriptors || !driver || !device) return error::not_guest_memory;
-    return queue_layout{ring.size, *descriptors, *driver, *device};
+    const queue_layout at{ring.size, *descriptors, *driver, *device};
+    // What the device would only break over.
+    auto ram = table_->memory();
+    const error e = is_packed() ? map_packed_rings(ram, at, queue_side::device, QueueSize).error()
+                                : map_rings(ram, at, queue_side::device, QueueSize).error();
+    if (e != error::none) return e;
+    return at;
   }
 
   [[nodiscard]] bool is_packed() const noexcept { return features_.test(feature::ring_packed); }
@@ -194,9 +206,8 @@ class device_rings {
       if (bytes.empty() || ring.size > area_size_) return error::in_flight_invalid;
       const bool is_used = read_as<std::uint16_t>(bytes, in_flight::version) != 0;
       const auto fresh = ring.base == 0 && !ring.is_own_base ? packed_start : ring.base >> 16;
-      const auto state =
-          logs_[i].resume(mapped_memory::window_type(bytes.data()), ram, *at, is_packed(),
-                          static_cast<std::uint16_t>(fresh));
+      const auto state = logs_[i].resume(mapped_memory::window_type(bytes.data()), ram, *at,
+                                         is_packed(), static_cast<std::uint16_t>(fresh));
       if (!state) return state.error();
       positions_[i] = *state;
       is_resumed |= is_used || !is_start(ring);
@@ -223,7 +234,9 @@ class device_rings {
                                            mapped_memory& ram,
                                            device_queue_state& position) noexcept {
     const auto available = static_cast<std::uint16_t>(ring.base);
-    position = {.is_packed = is_packed(), .size = ring.size, .unasked = unasked_max};
+    position.is_packed = is_packed();
+    position.size = ring.size;
+    position.unasked = unasked_max;
     if (is_packed()) {
       position.next_used = static_cast<std::uint16_t>(ring.base >> 16);
       const auto from = ring_place::of(position.next_used), to = ring_place::of(available);
@@ -257,8 +270,8 @@ class device_rings {
     } else {
       due = refused(error::wrong_state);
     }
-    is_active_ = due.failure == error::none;
-    if (due.failure != error::none) return failed(due.failure);
+    is_active_ = !is_refused(due);
+    if (!is_active_) return failed(due.failure);
     return due;
   }
 
@@ -287,7 +300,7 @@ class device_rings {
     } else {
       due = refused(error::wrong_state);
     }
-    if (due.failure != error::none) return failed(due.failure);
+    if (is_refused(due)) return failed(due.failure);
     given_ |= which;
     return due;
   }

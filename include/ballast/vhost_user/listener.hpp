@@ -61,7 +61,8 @@ class listener {
   [[nodiscard]] static bool is_abandoned(const sockaddr_un& address) noexcept {
     const file probe(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
     return probe.is_open() &&
-           connect(probe.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0 &&
+           connect(probe.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) !=
+               0 &&
            errno == ECONNREFUSED;
   }
 

@@ -1,0 +1,714 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+
+#include <ballast/result.hpp>
+#include <ballast/vhost_user/connection.hpp>
+#include <ballast/vhost_user/device_rings.hpp>
+#include <ballast/vhost_user/file.hpp>
+#include <ballast/vhost_user/memory_table.hpp>
+#include <ballast/vhost_user/message.hpp>
+#include <ballast/vhost_user/protocol.hpp>
+#include <ballast/virtio/actions.hpp>
+#include <ballast/virtio/device_model.hpp>
+#include <ballast/virtio/device_status.hpp>
+#include <ballast/virtio/features.hpp>
+#include <ballast/virtqueue/layout.hpp>
+
+#include <bit>
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <fcntl.h>
+#include <poll.h>
+#include <span>
+#include <sys/mman.h>
+#include <unistd.h>
+#include <utility>
+
+namespace ballast::vhost_user {
+
+struct back_end_options {
+  /// What may be negotiated of `protocol_feature::all`. Notifications as messages are slower, and
+  /// only for simulations: they are to be asked for.
+  std::uint64_t protocol_features = protocol_feature::all & ~protocol_feature::in_band;
+  /// Buffers of a queue handled in one go.
+  std::uint32_t budget = 64;
+};
+
+/// What happened since construction.
+struct back_end_counters {
+  std::uint64_t messages = 0;
+  std::uint64_t refused = 0;        ///< messages that were understood and could not be carried out
+  std::uint64_t malformed = 0;      ///< messages for which the connection was closed
+  std::uint64_t activations = 0;    ///< of the device, by the first of its queues
+  std::uint64_t config_changes = 0; ///< told to the front end
+  std::uint64_t available_notifications[64]{}; ///< by queue
+  std::uint64_t used_notifications[64]{};      ///< by queue
+};
+
+/// Serves a device to one front end at a time.
+///
+///     vhost_user::memory_table table;
+///     my_host host(table);                        // gives memory back; looks at table.regions()
+///     balloon::device<vhost_user::device_memory<256>, my_host, 256> device(host, options);
+///     vhost_user::back_end<decltype(device)> back_end(device, table);
+///     back_end.connect(listener.accept());
+///     while (back_end.is_connected()) (void)back_end.run_once(-1);   // or watch, poll, serve
+///     back_end.perform(device.set_target(pages));                    // what the owner does
+///
+/// A queue begins when it is set up, enabled, and notified for the first time; all of them begin
+/// together without that, once all that are set up could: a driver that has nothing to do notifies
+/// nobody. Rings go on where they were, for a device that models `resumable_device_model`: stopped
+/// and started again, over changes of the memory, and in a new back end after this process was
+/// killed, if the front end kept the file of chains in flight.
+///
+/// The front end is not trusted with more than its own guest. A message that is malformed is
+/// answered with an error, where its sender waits for an answer, and closes the connection; so
+/// does one that cannot be carried out whose sender waits for none. The device stays as it is and
+/// waits for the next connection. One thread at a time. Ignore SIGPIPE. Hosted.
+/// Spec: "Vhost-user Protocol".
+template <class Device, std::uint32_t QueueSize = 256, std::uint16_t Queues = 8,
+          std::endian E = std::endian::little>
+class back_end {
+ public:
+  using memory_type = device_memory<QueueSize, E>;
+  static_assert(Queues != 0 && Queues <= 64, "a bit of `actions` for each queue");
+
+  /// Both outlive it. `table` is its own to change.
+  back_end(Device& served, memory_table& table, const back_end_options& options = {}) noexcept
+      : device_(&served), table_(&table), options_(options), rings_(served, table) {}
+  back_end(const back_end&) = delete;
+  back_end& operator=(const back_end&) = delete;
+  ~back_end() { disconnect(); }
+
+  // The connection.
+
+  [[nodiscard]] bool is_connected() const noexcept { return connection_.is_open(); }
+
+  /// Serves another front end, at a connected socket.
+  void connect(file socket) noexcept {
+    disconnect();
+    connection_ = connection(std::move(socket));
+  }
+
+  /// Lets go of the front end and its guest's memory. The device keeps what it knows.
+  void disconnect() noexcept {
+    rings_.disconnect();
+    rings_.set_in_flight({}, 0, 0);
+    in_flight_ = {};
+    table_->clear();
+    for (queue& q : queues_) q = {};
+    back_end_channel_.close();
+    connection_.close();
+    accepted_ = {};
+    feature_bits_ = protocol_ = more_work_ = 0;
+    status_ = 0;
+    is_config_change_due_ = false;
+  }
+
+  static constexpr std::size_t watched_max = Queues + 1;
+  /// What `serve` waits for, to be polled; how many.
+  [[nodiscard]] std::size_t watch(std::span<pollfd, watched_max> to) const noexcept {
+    std::size_t n = 0;
+    if (!is_connected()) return n;
+    to[n++] = {connection_.get(), POLLIN, 0};
+    for (const queue& q : queues_)
+      if (q.available.is_open()) to[n++] = {q.available.get(), POLLIN, 0};
+    return n;
+  }
+  /// Whether there is something to do without anything to wait for.
+  [[nodiscard]] bool has_work() const noexcept {
+    if ((more_work_ & running()) != 0 || is_config_change_due_) return true;
+    for (std::uint32_t i = 0; i < Queues; ++i)
+      if (queues_[i].is_polled && (running() >> i & 1) != 0) return true;
+    return false;
+  }
+
+  /// Does what is due: what was polled, and what was left. Errors: why the connection was closed.
+  result<void> serve(std::span<const pollfd> polled) noexcept {
+    for (const pollfd& p : polled) {
+      if (p.revents == 0 || p.fd == connection_.get()) continue;
+      for (std::uint16_t i = 0; i < Queues; ++i)
+        if (queues_[i].available.is_open() && queues_[i].available.get() == p.fd) {
+          if (!take_signal(queues_[i].available))
+            queues_[i].available.close();
+          else if (const auto taken = take_notification(i); !taken)
+            return close(taken.error());
+        }
+    }
+    work();
+    for (const pollfd& p : polled)
+      if (p.revents != 0 && p.fd == connection_.get()) return take_messages();
+    return {};
+  }
+
+  /// Waits, for so many milliseconds at most (-1: for ever), and serves.
+  result<void> run_once(int milliseconds) noexcept {
+    pollfd polled[watched_max]{};
+    const std::size_t count = watch(polled);
+    if (poll(polled, count, has_work() ? 0 : milliseconds) < 0) {
+      for (pollfd& p : polled) p.revents = 0;
+      if (errno != EINTR) return error::system_call_failed;
+    }
+    return serve(std::span(polled).first(count));
+  }
+
+  /// Does what the device asked for.
+  void perform(const actions& due) noexcept {
+    if (due.failure != error::none) failure_ = due.failure;
+    for (std::uint16_t i = 0; i < Queues; ++i)
+      if (due.notifies(i)) notify(i);
+    more_work_ |= due.more_work;
+    if (due.needs_reset) {
+      status_ |= status::needs_reset;
+      for (std::uint16_t i = 0; i < Queues; ++i)
+        if (rings_.has(i)) tell_error(i);
+    }
+    if (due.config_changed || due.needs_reset) tell_config_changed();
+  }
+
+  // What is known.
+
+  /// Bit n: queue n is with the device and enabled.
+  [[nodiscard]] std::uint64_t running() const noexcept {
+    std::uint64_t bits = 0;
+    for (std::uint32_t i = 0; i < Queues; ++i)
+      if (rings_.has(i) && is_enabled(queues_[i])) bits |= std::uint64_t{1} << i;
+    return bits;
+  }
+  [[nodiscard]] const feature_set& accepted_features() const noexcept { return accepted_; }
+  [[nodiscard]] std::uint64_t protocol_features() const noexcept { return protocol_; }
+  /// Whether queues wait for a message that enables them. Where bit 30 is not accepted with the
+  /// features, none of them does.
+  [[nodiscard]] bool has_enabling() const noexcept {
+    return (feature_bits_ & has_protocol_features) != 0;
+  }
+  [[nodiscard]] const back_end_counters& counters() const noexcept { return counters_; }
+  /// The last call that the device refused, or why it needs a reset.
+  [[nodiscard]] error failure() const noexcept { return failure_; }
+
+ private:
+  struct queue {
+    ring_description ring;
+    file available, used, failed; ///< notifications
+    bool is_polled = false;       ///< there is no file, by intent
+    bool is_enabled = false;      ///< by a message
+    bool is_stopped = false;      ///< until it is set up or notified again
+    bool is_notified = false;     ///< and not looked at since
+  };
+  struct answer {
+    error why = error::none;
+    bool is_sent = false; ///< the message had an answer of its own
+  };
+
+  // Queues.
+
+  /// Without protocol features a queue is enabled from the start.
+  [[nodiscard]] bool is_enabled(const queue& q) const noexcept {
+    return q.is_enabled || !has_enabling();
+  }
+  [[nodiscard]] static bool is_set_up(const queue& q) noexcept {
+    return q.ring.size != 0 && q.ring.has_addresses && !q.is_stopped;
+  }
+  /// Whether a notification can come, or came.
+  [[nodiscard]] bool has_source(const queue& q) const noexcept {
+    return q.available.is_open() || q.is_polled || q.is_notified ||
+           (is_in_band() && has_enabling());
+  }
+  [[nodiscard]] bool is_in_band() const noexcept {
+    return (protocol_ & protocol_feature::in_band) != 0;
+  }
+
+  /// Begins what can begin. `is_complete`: nothing more will be set up.
+  [[nodiscard]] result<void> start_ready(bool is_complete = false) noexcept {
+    std::uint64_t set_up = 0, ready = 0;
+    bool is_notified = false;
+    for (std::uint32_t i = 0; i < Queues; ++i) {
+      const queue& q = queues_[i];
+      if (rings_.has(i) || !is_set_up(q)) continue;
+      set_up |= std::uint64_t{1} << i;
+      if (!is_enabled(q) || !(has_source(q) || is_complete)) continue;
+      ready |= std::uint64_t{1} << i;
+      is_notified |= q.is_notified;
+    }
+    if (ready == 0 || !(is_notified || ready == set_up || rings_.given() != 0)) return {};
+    ring_description descriptions[Queues];
+    describe(descriptions);
+    if (rings_.given() == 0) ++counters_.activations;
+    const auto due = rings_.start(ready, accepted_, descriptions);
+    if (!due) return due.error();
+    for (std::uint32_t i = 0; i < Queues; ++i)
+      if ((ready >> i & 1) != 0) {
+        queues_[i].is_notified = false;
+        queues_[i].ring.is_own_base = false;
+      }
+    perform(*due);
+    return {};
+  }
+
+  void describe(std::span<ring_description, Queues> to) const noexcept {
+    for (std::uint32_t i = 0; i < Queues; ++i) to[i] = queues_[i].ring;
+  }
+
+  /// The driver made buffers available.
+  [[nodiscard]] result<void> take_notification(std::uint16_t i) noexcept {
+    queue& q = queues_[i];
+    ++counters_.available_notifications[i];
+    q.is_notified = true;
+    q.is_stopped = false;
+    if (!rings_.has(i)) return start_ready();
+    if (!is_enabled(q)) return {};
+    const auto due = rings_.go_on();
+    if (!due) return due.error();
+    perform(*due);
+    process(i);
+    return {};
+  }
+
+  void process(std::uint16_t i) noexcept {
+    queues_[i].is_notified = false;
+    more_work_ &= ~(std::uint64_t{1} << i);
+    if (rings_.is_attached()) perform(device_->process(i, options_.budget));
+  }
+
+  void work() noexcept {
+    const std::uint64_t due = more_work_ & running();
+    for (std::uint16_t i = 0; i < Queues; ++i)
+      if ((due >> i & 1) != 0 || (queues_[i].is_polled && (running() >> i & 1) != 0)) process(i);
+    if (is_config_change_due_) tell_config_changed();
+  }
+
+  /// A change of what was set up: the device has to do without this queue.
+  void take(std::uint16_t i) noexcept {
+    queues_[i].is_stopped = false;
+    if (!rings_.has(i)) return;
+    actions due;
+    rings_.take(i, due);
+    perform(due);
+    queues_[i].available.close(); // another one comes with what is set up now
+    queues_[i].is_polled = queues_[i].is_notified = false;
+  }
+  void take_all() noexcept {
+    for (std::uint16_t i = 0; i < Queues; ++i) take(i);
+  }
+
+  void reset_device() noexcept {
+    take_all();
+    rings_.reset();
+    for (queue& q : queues_) {
+      file used = std::move(q.used); // some are still listening there
+      q = {};
+      q.used = std::move(used);
+    }
+    status_ = 0;
+  }
+
+  // Notifications.
+
+  void notify(std::uint16_t i) noexcept {
+    ++counters_.used_notifications[i];
+    queue& q = queues_[i];
+    if (!q.used.is_open() && is_in_band())
+      (void)tell(back_end_request::notify_queue, queue_value{i, 0});
+    else if (!signal(q.used))
+      q.used.close();
+  }
+
+  void tell_error(std::uint16_t i) noexcept {
+    queue& q = queues_[i];
+    if (!q.failed.is_open() && is_in_band())
+      (void)tell(back_end_request::queue_error, queue_value{i, 0});
+    else if (!signal(q.failed))
+      q.failed.close();
+  }
+
+  void tell_config_changed() noexcept {
+    is_config_change_due_ = false;
+    if ((protocol_ & protocol_feature::config) == 0 || !back_end_channel_.is_open()) return;
+    is_config_change_due_ = !tell(back_end_request::config_changed);
+    counters_.config_changes += is_config_change_due_ ? 0 : 1;
+  }
+
+  /// Sends a request of our own; false where there is no room for it now. Never with "needs a
+  /// reply": Linux's end of this channel is a pipe.
+  template <class... Payload>
+  [[nodiscard]] bool tell(back_end_request what, const Payload&... payload) noexcept {
+    pollfd ready{back_end_channel_.get(), POLLOUT, 0};
+    if (!back_end_channel_.is_open()) return true;
+    if (poll(&ready, 1, 0) < 0 || (ready.revents & (POLLERR | POLLNVAL)) != 0) {
+      back_end_channel_.close();
+      return true;
+    }
+    if ((ready.revents & POLLOUT) == 0) return false;
+    constexpr std::size_t size = (sizeof(Payload) + ... + 0);
+    std::byte out[sizeof(message_header) + size];
+    write_as(out, 0,
+             message_header{static_cast<std::uint32_t>(what), message_header::version,
+                            static_cast<std::uint32_t>(size)});
+    (write_as(out, sizeof(message_header), payload), ...);
+    if (write(back_end_channel_.get(), out, sizeof(out)) == static_cast<ssize_t>(sizeof(out)))
+      return true;
+    if (errno == EAGAIN) return false;
+    back_end_channel_.close();
+    return true;
+  }
+
+  // Messages.
+
+  [[nodiscard]] result<void> close(error why) noexcept {
+    disconnect();
+    return why;
+  }
+
+  [[nodiscard]] result<void> take_messages() noexcept {
+    for (unsigned n = 0; n < 16; ++n) { // then it is the queues' turn
+      const auto is_whole = connection_.receive();
+      if (!is_whole && is_whole.error() == error::connection_closed)
+        return close(error::connection_closed);
+      if (is_whole && !*is_whole) return {};
+      ++counters_.messages;
+      const result<message> m =
+          is_whole ? decode(connection_.bytes(), connection_.files().size(), protocol_)
+                   : result<message>(is_whole.error());
+      if (!m) {
+        ++counters_.malformed;
+        answer_malformed();
+        return close(m.error());
+      }
+      const answer done = handle(*m);
+      const bool has_reply = (protocol_ & protocol_feature::reply_ack) != 0 && m->needs_reply;
+      if (done.why != error::none) ++counters_.refused;
+      result<void> sent;
+      if (!done.is_sent && has_reply && !has_answer(m->what))
+        sent = reply(std::uint64_t{done.why == error::none ? 0u : 1u});
+      else if (done.why != error::none && !done.is_sent)
+        return close(done.why);
+      if (!sent) return close(sent.error());
+      if (send_error_ != error::none) return close(std::exchange(send_error_, error::none));
+      connection_.next();
+    }
+    return {};
+  }
+
+  /// As far as its sender can be waiting.
+  void answer_malformed() noexcept {
+    if (connection_.bytes().size() < sizeof(message_header)) return;
+    const auto head = read_as<message_header>(connection_.bytes(), 0);
+    const auto what = static_cast<request>(head.request);
+    if (what == request::get_config)
+      (void)reply_bytes({});
+    else if (what == request::get_in_flight)
+      (void)reply(in_flight_area{});
+    else if (!has_answer(what) && (head.flags & message_header::needs_reply) != 0 &&
+             (protocol_ & protocol_feature::reply_ack) != 0)
+      (void)reply(std::uint64_t{1});
+  }
+
+  [[nodiscard]] result<void> reply_bytes(std::span<const std::byte> payload,
+                                         int descriptor = -1) noexcept {
+    const auto head = read_as<message_header>(connection_.bytes(), 0);
+    return connection_.send(head.request, message_header::version | message_header::reply, payload,
+                            descriptor);
+  }
+  template <class T>
+  [[nodiscard]] result<void> reply(const T& value, int descriptor = -1) noexcept {
+    std::byte bytes[sizeof(T)];
+    write_as(bytes, 0, value);
+    return reply_bytes(bytes, descriptor);
+  }
+  /// An answer of the message's own.
+  template <class T> [[nodiscard]] answer answered(const T& value) noexcept {
+    send_error_ = reply(value).error();
+    return {error::none, true};
+  }
+
+  [[nodiscard]] answer handle(const message& m) noexcept {
+    switch (m.what) {
+    case request::get_features:
+      // All that Linux says when a driver goes that has not enabled its queues; the memory of its
+      // rings is used for something else then. If it is still there, it will notify.
+      if (!has_enabling()) rings_.pause();
+      return answered(offered_bits());
+    case request::set_features: return {set_features(m.value)};
+    case request::set_owner:
+    case request::reset_owner: return {};
+    case request::get_protocol_features: return answered(options_.protocol_features);
+    case request::set_protocol_features: return {set_protocol_features(m.value)};
+    case request::get_queue_count:
+      return answered(
+          std::uint64_t{device_->queue_count() < Queues ? device_->queue_count() : Queues});
+    case request::set_back_end_channel:
+      back_end_channel_ = std::move(connection_.files()[0]);
+      return {};
+    case request::get_config: return get_config(m);
+    case request::set_config: return set_config(m);
+    case request::set_memory_table: return {set_memory(m)};
+    case request::add_memory_region:
+    case request::remove_memory_region: return {change_memory(m)};
+    case request::get_memory_slots: return answered(std::uint64_t{memory_slots_max});
+    case request::get_in_flight: return get_in_flight(m);
+    case request::set_in_flight: return {set_in_flight(m)};
+    case request::reset_device: reset_device(); return {};
+    case request::set_status: return {set_status(m.value)};
+    case request::get_status: return answered(std::uint64_t{status_});
+    default: break;
+    }
+    // The rest is about a queue.
+    if (m.queue >= Queues || m.queue >= device_->queue_count()) return {error::invalid_queue_index};
+    return handle_queue(m, static_cast<std::uint16_t>(m.queue));
+  }
+
+  [[nodiscard]] answer handle_queue(const message& m, std::uint16_t i) noexcept {
+    queue& q = queues_[i];
+    switch (m.what) {
+    case request::set_queue_size:
+      if (m.value == 0 || m.value > device_->queue_size_max(i) || m.value > QueueSize)
+        return {error::invalid_queue_size};
+      take(i);
+      q.ring.size = static_cast<std::uint32_t>(m.value);
+      return {};
+    case request::set_queue_base:
+      take(i);
+      q.ring.is_own_base = q.ring.is_own_base && q.ring.base == m.value;
+      q.ring.base = static_cast<std::uint32_t>(m.value);
+      return {};
+    case request::set_queue_addresses:
+      take(i);
+      q.ring.addresses = m.addresses;
+      q.ring.has_addresses = true;
+      return {start_ready().error()};
+    case request::get_queue_base: return get_base(i);
+    case request::set_available_file:
+      q.available.close();
+      if (m.has_file) q.available = std::move(connection_.files()[0]);
+      q.is_polled = !m.has_file;
+      q.is_stopped = false;
+      return {start_ready().error()};
+    case request::set_used_file:
+      q.used.close();
+      if (m.has_file) q.used = std::move(connection_.files()[0]);
+      return {};
+    case request::set_error_file:
+      q.failed.close();
+      if (m.has_file) q.failed = std::move(connection_.files()[0]);
+      return {};
+    case request::enable_queue: return {enable(i, m.value != 0)};
+    case request::notify_queue: return {take_notification(i).error()};
+    default: return {error::message_unknown};
+    }
+  }
+
+  [[nodiscard]] feature_set offered() const noexcept {
+    // No front end carries these out; and the log of chains in flight has no place for IN_ORDER.
+    feature_set of = device_->offered_features() - feature_set{feature::access_platform,
+                                                               feature::order_platform,
+                                                               feature::sr_iov,
+                                                               feature::notification_data,
+                                                               feature::notif_config_data,
+                                                               feature::admin_vq,
+                                                               feature::suspend};
+    if ((options_.protocol_features & protocol_feature::in_flight) != 0)
+      of.clear(feature::in_order);
+    return of;
+  }
+  [[nodiscard]] std::uint64_t offered_bits() const noexcept {
+    const feature_set of = offered();
+    return of.word32(0) | std::uint64_t{of.word32(1)} << 32 | has_protocol_features;
+  }
+
+  [[nodiscard]] error set_features(std::uint64_t bits) noexcept {
+    feature_set set;
+    set.set_word32(0, static_cast<std::uint32_t>(bits & ~has_protocol_features));
+    set.set_word32(1, static_cast<std::uint32_t>(bits >> 32));
+    result<void> checked = check_accepted(offered(), set, ring_feature_dependencies);
+    if (checked) checked = device_->check_features(set);
+    if (!checked) return checked.error();
+    take_all(); // another driver
+    accepted_ = set;
+    feature_bits_ = bits;
+    return error::none;
+  }
+
+  [[nodiscard]] error set_protocol_features(std::uint64_t bits) noexcept {
+    using namespace protocol_feature;
+    if ((bits & ~options_.protocol_features) != 0) return error::feature_not_offered;
+    if ((bits & in_band) != 0 &&
+        (bits & (reply_ack | back_end_channel)) != (reply_ack | back_end_channel))
+      return error::feature_dependency;
+    protocol_ = bits;
+    return error::none;
+  }
+
+  [[nodiscard]] answer get_config(const message& m) noexcept {
+    // Nothing else says that a driver which is notified in-band has set up all it wants to.
+    if (is_in_band() && !has_enabling())
+      if (const auto started = start_ready(true); !started) return {started.error()};
+    std::byte out[sizeof(config_access) + config_bytes_max];
+    const auto value = std::span(out).subspan(sizeof(config_access), m.config.size);
+    write_as(out, 0, m.config);
+    const bool is_read =
+        static_cast<const Device*>(device_)->read_config(m.config.offset, value).has_value();
+    // No payload at all says that it failed.
+    send_error_ =
+        reply_bytes(std::span(out).first(is_read ? sizeof(config_access) + m.config.size : 0))
+            .error();
+    return {is_read ? error::none : error::config_out_of_range, true};
+  }
+
+  [[nodiscard]] answer set_config(const message& m) noexcept {
+    actions due = device_->write_config(m.config.offset, m.data);
+    const error why = due.failure;
+    perform(due);
+    // What a driver writes closes no connection.
+    return {why, why != error::none && !m.needs_reply};
+  }
+
+  [[nodiscard]] error set_memory(const message& m) noexcept {
+    memory_table next;
+    for (std::uint32_t i = 0; i < m.regions; ++i)
+      if (const auto added = next.add(m.region(i), std::move(connection_.files()[i])); !added)
+        return added.error();
+    return while_detached([&] {
+      table_->take(next);
+      return error::none;
+    });
+  }
+
+  [[nodiscard]] error change_memory(const message& m) noexcept {
+    return while_detached([&] {
+      return m.what == request::add_memory_region
+                 ? table_->add(m.region(0), std::move(connection_.files()[0])).error()
+                 : table_->remove(m.region(0)).error();
+    });
+  }
+
+  /// Changes the memory while the device does not look. Errors: `wrong_state` (it has queues and
+  /// cannot let go of them), the change's, the queues'.
+  template <class Change> [[nodiscard]] error while_detached(Change&& change) noexcept {
+    if (rings_.given() != 0 && !rings_.is_resumable) return error::wrong_state;
+    const bool was_attached = rings_.is_attached();
+    rings_.pause();
+    const error why = change();
+    if (rings_.given() == 0) return why;
+    ring_description descriptions[Queues];
+    describe(descriptions);
+    const auto due = rings_.move(descriptions, was_attached);
+    if (!due) return due.error();
+    perform(*due);
+    return why;
+  }
+
+  [[nodiscard]] answer get_base(std::uint16_t i) noexcept {
+    queue& q = queues_[i];
+    if (rings_.has(i)) {
+      actions due;
+      const auto base = rings_.stop(i, due);
+      if (!base) return {base.error()};
+      perform(due);
+      q.ring.base = *base;
+      q.ring.is_own_base = true;
+    }
+    q.available.close();
+    q.is_polled = q.is_notified = false;
+    q.is_stopped = true;
+    return answered(queue_value{i, q.ring.base});
+  }
+
+  [[nodiscard]] error enable(std::uint16_t i, bool is_on) noexcept {
+    queue& q = queues_[i];
+    q.is_enabled = is_on;
+    if (!rings_.has(i)) return is_on ? start_ready().error() : error::none;
+    if (running() == 0) {
+      rings_.pause();
+      return error::none;
+    }
+    if (!is_on) return error::none;
+    const auto due = rings_.go_on();
+    if (!due) return due.error();
+    perform(*due);
+    process(i);
+    return error::none;
+  }
+
+  [[nodiscard]] error set_status(std::uint64_t bits) noexcept {
+    if (bits > 0xff) return error::message_value;
+    if (bits == 0) {
+      reset_device();
+      return error::none;
+    }
+    status_ = static_cast<std::uint8_t>(bits | (status_ & status::needs_reset));
+    return (bits & status::driver_ok) != 0 ? start_ready(true).error() : error::none;
+  }
+
+  // Chains in flight.
+
+  [[nodiscard]] bool is_area(const in_flight_area& area) const noexcept {
+    return area.queues != 0 && area.queues <= Queues && area.queue_size != 0 &&
+           area.queue_size <= QueueSize;
+  }
+
+  /// Makes the file in which the chains that the device holds are noted.
+  [[nodiscard]] answer get_in_flight(const message& m) noexcept {
+    in_flight_area area = m.in_flight;
+    area.offset = area.size = 0;
+    error why = rings_.given() != 0 ? error::wrong_state : error::none;
+    if (why == error::none && !is_area(area)) why = error::in_flight_invalid;
+    file made;
+    if (why == error::none) {
+      area.size = area.queues *
+                  in_flight::region_bytes(area.queue_size, accepted_.test(feature::ring_packed));
+      made = file(memfd_create("ballast-in-flight", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+      if (!made.is_open() || ftruncate(made.get(), static_cast<off_t>(area.size)) != 0 ||
+          fcntl(made.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
+        why = error::system_call_failed;
+      else
+        why = take_in_flight(made, area);
+    }
+    if (why != error::none) area.size = 0; // which says that there is none
+    std::byte bytes[sizeof(area)];
+    write_as(bytes, 0, area);
+    send_error_ =
+        reply_bytes(std::span(bytes).first(m.data.size()), why == error::none ? made.get() : -1)
+            .error();
+    return {why, true};
+  }
+
+  [[nodiscard]] error set_in_flight(const message& m) noexcept {
+    if (rings_.given() != 0) return error::wrong_state;
+    if (!is_area(m.in_flight)) return error::in_flight_invalid;
+    return take_in_flight(connection_.files()[0], m.in_flight);
+  }
+
+  [[nodiscard]] error take_in_flight(const file& from, const in_flight_area& area) noexcept {
+    constexpr std::uint64_t size_max = std::uint64_t{1} << 32;
+    if (area.size == 0 || area.size > size_max || area.offset > size_max ||
+        area.offset % in_flight::region_alignment != 0)
+      return error::in_flight_invalid;
+    auto mapping = file_mapping::of(from, area.offset + area.size);
+    if (!mapping) return mapping.error();
+    in_flight_ = std::move(*mapping);
+    rings_.set_in_flight(in_flight_.bytes().subspan(static_cast<std::size_t>(area.offset)),
+                         area.queues, area.queue_size);
+    return error::none;
+  }
+
+  Device* device_;
+  memory_table* table_;
+  back_end_options options_;
+  device_rings<Device, QueueSize, Queues, E> rings_;
+  connection connection_;
+  file back_end_channel_;
+  file_mapping in_flight_;
+  queue queues_[Queues];
+  feature_set accepted_;
+  std::uint64_t feature_bits_ = 0; ///< accepted, with that of protocol features
+  std::uint64_t protocol_ = 0;
+  std::uint64_t more_work_ = 0;
+  back_end_counters counters_;
+  error failure_ = error::none;
+  error send_error_ = error::none;
+  std::uint8_t status_ = 0;
+  bool is_config_change_due_ = false;
+};
+
+} // namespace ballast::vhost_user
