@@ -247,7 +247,9 @@ template <class Peer> class driver_scenario {
     require(m_.ram.words.empty(), "start loads nothing");
     m_.is_attached = false;
     if (!started) {
-      // Whether the last life can go on depends on its features, so it does not.
+      // The last life is forgotten all the same.
+      m_.chains.clear();
+      m_.staged.clear();
       drain();
       return;
     }
