@@ -49,7 +49,7 @@ class process {
   ~process() { kill(); }
 
   /// Starts it. Where that fails `error` says why.
-  [[nodiscard]] static process start(const launch& what) {
+  [[nodiscard]] static process start(launch what) {
     process made;
     made.errors_ = descriptor(memfd_create("errors", MFD_CLOEXEC));
     int report[2] = {-1, -1};
@@ -57,11 +57,12 @@ class process {
       made.error_ = std::strerror(errno);
       return made;
     }
-    descriptor from_child(report[0]), to_parent(report[1]);
+    const descriptor from_child(report[0]);
+    descriptor to_parent(report[1]);
 
     std::vector<char*> arguments; // made before the fork: after it there is no heap
-    for (const std::string& one : what.arguments)
-      arguments.push_back(const_cast<char*>(one.c_str()));
+    arguments.reserve(what.arguments.size() + 1);
+    for (std::string& one : what.arguments) arguments.push_back(one.data());
     arguments.push_back(nullptr);
     const pid_t parent = getpid();
     made.id_ = fork();
@@ -108,7 +109,6 @@ class process {
   /// Ends it, and what it started, with SIGKILL; returns when it is gone.
   void kill() noexcept {
     if (id_ > 0 && !status_) {
-      // The group is there before the program runs, but maybe not yet when it is killed.
       if (::kill(-id_, SIGKILL) != 0) ::kill(id_, SIGKILL);
       (void)wait(std::chrono::minutes(1));
     }
@@ -133,9 +133,10 @@ class process {
     (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (getppid() != parent) _exit(1); // it ended before it could take us along
     const int nothing = open("/dev/null", O_RDWR | O_CLOEXEC);
-    bool is_ready = dup2(what.input < 0 ? nothing : what.input, STDIN_FILENO) >= 0 &&
-                    dup2(what.output < 0 ? nothing : what.output, STDOUT_FILENO) >= 0 &&
-                    dup2(errors, STDERR_FILENO) >= 0;
+    const int input = what.input < 0 ? nothing : what.input;
+    const int output = what.output < 0 ? nothing : what.output;
+    bool is_ready = input >= 0 && output >= 0 && dup2(input, STDIN_FILENO) >= 0 &&
+                    dup2(output, STDOUT_FILENO) >= 0 && dup2(errors, STDERR_FILENO) >= 0;
     for (const int fd : what.passed) is_ready = is_ready && fcntl(fd, F_SETFD, 0) == 0;
     sigset_t none;
     sigemptyset(&none);

@@ -21,11 +21,11 @@
 namespace qtest_driver {
 
 /// What driver and device are to agree on. QEMU offers no MUST_TELL_HOST.
-[[nodiscard]] inline ballast::feature_set expected_features(const options& chosen,
-                                                            bool has_poison) {
+[[nodiscard]] inline ballast::feature_set expected_features(const options& chosen, bool is_whole) {
   ballast::feature_set wanted{balloon::feature::stats_vq, balloon::feature::deflate_on_oom,
-                              balloon::feature::free_page_hint, balloon::feature::page_reporting};
-  if (has_poison) wanted.set(balloon::feature::page_poison);
+                              balloon::feature::page_reporting};
+  if (is_whole) wanted.set(balloon::feature::page_poison);
+  if (is_whole) wanted.set(balloon::feature::free_page_hint);
   if (!chosen.is_legacy()) wanted.set(ballast::feature::version_1);
   if (chosen.has_event_idx) wanted.set(ballast::feature::event_idx);
   if (chosen.is_packed) wanted.set(ballast::feature::ring_packed);
@@ -42,11 +42,11 @@ template <class S> bool start(S& s) {
   const std::uint64_t bits = std::uint64_t{agreed.word32(1)} << 32 | agreed.word32(0);
   const bool is_started = s.check(
       s.failure() == ballast::error::none && is_live &&
-          agreed == expected_features(s.chosen(), s.has_poison()),
+          agreed == expected_features(s.chosen(), s.is_whole()),
       "negotiates and starts",
       "features " + hex(bits) + ", status " + hex(status) +
           (s.failure() == ballast::error::none ? "" : std::string(": ") + name(s.failure())));
-  if (is_started && s.has_poison()) {
+  if (is_started && s.is_whole()) {
     const std::uint32_t value = s.config(offsetof(balloon::config, poison_val));
     s.check(value == S::poison_value, "poison_val holds the driver's poison", hex(value));
   }
@@ -136,12 +136,38 @@ template <class S> void deflate(S& s) {
   const bool came = s.set_target(0);
   const std::string took = text_since(begin);
   std::size_t wrong = 0;
-  const std::size_t released = s.pages().released(s.has_poison(), S::poison_value, wrong);
+  const std::size_t released = s.pages().released(s.is_whole(), S::poison_value, wrong);
   s.check(came && released == pages && wrong == 0 && s.pages().lost() == 0,
-          s.has_poison() ? "deflates; what comes back is poisoned, and holds data again"
-                         : "deflates; what comes back holds data again",
+          s.is_whole() ? "deflates; what comes back is poisoned, and holds data again"
+                       : "deflates; what comes back holds data again",
           std::to_string(released) + " pages in " + took + ", " + std::to_string(wrong) + " wrong");
   check_shown(s, 0);
+}
+
+/// With nothing to do there are no interrupts; but statistics may be asked for meanwhile.
+template <class S> void check_quiet(S& s) {
+  const unsigned before = s.interrupted();
+  unsigned looks = 0;
+  (void)s.serve_until([&] { return ++looks > 20; });
+  const unsigned since = s.interrupted() - before;
+  s.check(since < 4, "interrupts are acknowledged",
+          std::to_string(before) + ", and then " + std::to_string(since) + " in 20 looks");
+}
+
+/// A guest that is short of memory takes pages back, until QEMU says something again.
+template <class S> void run_out_of_memory(S& s) {
+  const std::uint32_t pages = s.driver().actual();
+  s.carry_out(s.driver().deflate_on_oom(300));
+  const bool came =
+      s.serve_until([&] { return s.driver().actual() == pages - 300 && s.driver().is_idle(); });
+  const std::size_t released = s.pages().forget_released();
+  const std::uint64_t left = qemu::number_in(s.monitor().command("query-balloon").value, "actual");
+  const std::uint32_t fewer = s.driver().actual();
+  const bool back = s.set_target(pages);
+  s.check(came && released == 300 && back && s.driver().target() == pages &&
+              left == machine::ram_bytes - balloon::bytes_of(fewer),
+          "takes pages back when it is out of memory, and inflates again at the next change",
+          std::to_string(fewer) + " pages, then " + std::to_string(s.driver().actual()));
 }
 
 /// Reported memory is given back, unless it has to hold its poison.
@@ -159,8 +185,8 @@ template <class S> void report(S& s) {
     kept += s.contents().holds(pfn, filled);
   const std::uint64_t used =
       s.contents().count_used(place::reported, place::reported + balloon::bytes_of(count));
-  s.check(came && used == kept && kept == (s.has_poison() ? count / stride : 0),
-          s.has_poison() ? "reports; poisoned memory stays" : "reports; the memory is given back",
+  s.check(came && used == kept && kept == (s.is_whole() ? count / stride : 0),
+          s.is_whole() ? "reports; poisoned memory stays" : "reports; the memory is given back",
           std::to_string(ranges) + " ranges; of " + std::to_string(count / stride) +
               " pages with contents " + std::to_string(kept) + " are kept");
 }
@@ -178,7 +204,7 @@ template <class S> void stop(S& s) {
   const bool came = s.set_target(100) && s.pages().stored() == 100;
   const auto stopped = s.driver().stop();
   std::size_t wrong = 0;
-  const std::size_t released = s.pages().released(s.has_poison(), S::poison_value, wrong);
+  const std::size_t released = s.pages().released(s.is_whole(), S::poison_value, wrong);
   const std::uint8_t status = s.device().status();
   const std::uint32_t poison = s.config(offsetof(balloon::config, poison_val));
   s.check(came && stopped && released == 100 && wrong == 0 && s.pages().lost() == 0 &&

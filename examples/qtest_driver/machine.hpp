@@ -126,10 +126,10 @@ class machine {
   }
 
   [[nodiscard]] static std::string device(const options& chosen) {
-    std::string text = chosen.is_mmio() ? "virtio-balloon-device"
-                       : chosen.is_legacy()
-                           ? "virtio-balloon-pci,disable-modern=on,disable-legacy=off"
-                           : "virtio-balloon-pci,disable-legacy=on";
+    std::string text = "virtio-balloon-device";
+    if (!chosen.is_mmio())
+      text =
+          std::string("virtio-balloon-pci,disable-legacy=") + (chosen.is_legacy() ? "off" : "on");
     text += std::string(",id=") + device_id +
             ",deflate-on-oom=on,page-poison=on,free-page-reporting=on,free-page-hint=on,"
             "iothread=hints";

@@ -13,12 +13,13 @@ namespace qtest_driver {
 inline constexpr char help_text[] =
     R"(usage: qtest_driver [OPTION]...
 
-Drives the virtio-balloon device of QEMU with Ballast's balloon driver, from outside: QEMU's processor
-sleeps, and this program does what a guest would do, over QEMU's qtest socket. Negotiates; inflates,
-deflates, gives statistics, hints free pages to a migration, reports them; resets; and breaks the
-rings to see the device notice. Prints a line for each step and what was seen.
+Drives the virtio-balloon device of QEMU with Ballast's balloon driver, from outside: QEMU's
+processor sleeps, and this program does what a guest would do, over QEMU's qtest socket. Negotiates;
+inflates, deflates, gives statistics, hints free pages to a migration, reports them; resets; and
+breaks the rings to see the device notice. Prints a line for each step and what was seen.
 
-  --transport NAME  mmio (default), mmio-legacy, pci or pci-legacy
+  --transport NAME  mmio (default), mmio-legacy, pci, or pci-legacy: the legacy interface of a
+                    transitional device
   --packed          packed queues, not split ones
   --no-event-idx    without VIRTIO_F_EVENT_IDX
   --memory HOW      shared (default): guest memory is mapped here; socket: each access to it is a
@@ -115,7 +116,7 @@ struct options {
   }
   if (optind < count) usage_error(std::string(arguments[optind]) + ": not an option; see --help");
   if (chosen.is_packed && chosen.is_legacy())
-    usage_error(std::string("--packed: a legacy device has split queues only"));
+    usage_error("--packed: a legacy device has split queues only");
   if (chosen.has_line && chosen.is_mmio()) usage_error("--intx: only with a PCI transport");
   return chosen;
 }

@@ -38,12 +38,14 @@ template <ballast::guest_memory M, ballast::driver_transport T> class session {
   static constexpr std::uint32_t poison_value = 0xaaaa'aaaa;
   using driver_type = balloon::driver<M, T, guest_pages<M>, guest_sources, queue_size_max>;
 
-  /// `has_poison`: free pages hold the poison value, as with Linux's page_poison=1.
+  /// `is_whole`: with all that the driver can do, and free pages that hold the poison value as with
+  /// Linux's page_poison=1; otherwise without poison, and it does not hint, though the device
+  /// could.
   session(machine& host, M& memory, T& device, interrupts<T>& inbox, const options& chosen,
-          bool has_poison, steps& to)
+          bool is_whole, steps& to)
       : host_(&host), memory_(&memory), device_(&device), inbox_(&inbox), chosen_(&chosen),
-        to_(&to), has_poison_(has_poison), contents_(memory), pages_(memory),
-        driver_(memory, device, pages_, sources_, place::queues, how(chosen, has_poison)) {}
+        to_(&to), is_whole_(is_whole), contents_(memory), pages_(memory),
+        driver_(memory, device, pages_, sources_, place::queues, how(chosen, is_whole)) {}
   session(const session&) = delete;
   session& operator=(const session&) = delete;
 
@@ -68,6 +70,7 @@ template <ballast::guest_memory M, ballast::driver_transport T> class session {
     while (!is_done()) {
       if (failure_ != ballast::error::none || qemu::clock::now() > until) return false;
       const std::uint8_t why = inbox_->wait(qemu::milliseconds(2));
+      interrupted_ += why != 0;
       if ((why & ballast::interrupt::config_change) != 0) carry_out(driver_.on_config_change());
       if ((why & ballast::interrupt::used_buffer) != 0 && failure_ == ballast::error::none)
         carry_out(driver_.step());
@@ -75,6 +78,8 @@ template <ballast::guest_memory M, ballast::driver_transport T> class session {
     return true;
   }
 
+  /// How often there was an interrupt.
+  [[nodiscard]] unsigned interrupted() const noexcept { return interrupted_; }
   /// Why the driver refused the last call, or gave up.
   [[nodiscard]] ballast::error failure() const noexcept { return failure_; }
 
@@ -101,9 +106,9 @@ template <ballast::guest_memory M, ballast::driver_transport T> class session {
     return std::string("/machine/peripheral/") + machine::device_id;
   }
 
-  /// A step; in a session without poison its name says so.
+  /// A step; where not all is in use its name says so.
   bool check(bool holds, const std::string& name, const std::string& seen) {
-    return to_->check(holds, has_poison_ ? name : name + ", no poison", seen);
+    return to_->check(holds, is_whole_ ? name : name + ", without poison and hinting", seen);
   }
 
   [[nodiscard]] driver_type& driver() noexcept { return driver_; }
@@ -114,12 +119,13 @@ template <ballast::guest_memory M, ballast::driver_transport T> class session {
   [[nodiscard]] page_contents<M>& contents() noexcept { return contents_; }
   [[nodiscard]] guest_pages<M>& pages() noexcept { return pages_; }
   [[nodiscard]] guest_sources& sources() noexcept { return sources_; }
-  [[nodiscard]] bool has_poison() const noexcept { return has_poison_; }
+  [[nodiscard]] bool is_whole() const noexcept { return is_whole_; }
 
  private:
-  static balloon::driver_options how(const options& chosen, bool has_poison) {
-    balloon::driver_options options{.has_poison = has_poison, .poison_value = poison_value};
+  static balloon::driver_options how(const options& chosen, bool is_whole) {
+    balloon::driver_options options{.has_poison = is_whole, .poison_value = poison_value};
     options.accepted = driver_type::supported.without(ballast::feature::in_order);
+    if (!is_whole) options.accepted.clear(balloon::feature::free_page_hint);
     if (!chosen.has_event_idx) options.accepted.clear(ballast::feature::event_idx);
     if (!chosen.is_packed) options.accepted.clear(ballast::feature::ring_packed);
     return options;
@@ -131,12 +137,13 @@ template <ballast::guest_memory M, ballast::driver_transport T> class session {
   interrupts<T>* inbox_;
   const options* chosen_;
   steps* to_;
-  bool has_poison_;
+  bool is_whole_;
   page_contents<M> contents_;
   guest_pages<M> pages_;
   guest_sources sources_;
   driver_type driver_;
   ballast::error failure_ = ballast::error::none;
+  unsigned interrupted_ = 0;
 };
 
 /// A time as it is printed.

@@ -289,15 +289,18 @@ class balloon {
   void say_totals() const {
     const auto& host = host_.counters();
     const auto& did = device_.counters();
+    std::string text = "balloon:    " + human_size(ballast::balloon::bytes_of(device_.actual())) +
+                       " of " + human_size(ballast::balloon::bytes_of(device_.target())) + "; " +
+                       human_size(host.discarded_bytes) + " given back to this machine so far";
+    if (offers(ballast::balloon::feature::page_reporting))
+      text += ", " + human_size(did.free_page_report_freed) + " of that reported";
     report_->say("totals",
                  {{"actual_bytes", ballast::balloon::bytes_of(device_.actual())},
                   {"target_bytes", ballast::balloon::bytes_of(device_.target())},
                   {"given_back_bytes", host.discarded_bytes},
                   {"reported_bytes", did.free_page_report_freed},
                   {"failures", did.discard_failures + did.bad_pages + host.failed_ranges}},
-                 "balloon:    " + human_size(ballast::balloon::bytes_of(device_.actual())) +
-                     " of " + human_size(ballast::balloon::bytes_of(device_.target())) + "; " +
-                     human_size(host.discarded_bytes) + " given back to this machine so far");
+                 text);
   }
 
   void on_hinting() {

@@ -457,6 +457,13 @@ def with_guests():
     one.type("")
     check_equal("the balloon is still there", linux.settles(4), "ok")
 
+    linux.process.send_signal(signal.SIGSTOP)
+    check("a guest that does not answer is reported", one.event("no_answer"))
+    check("managers are served meanwhile", "return" in manager.ask("query-balloon"))
+    linux.process.send_signal(signal.SIGCONT)
+    one.seen.clear()
+    check("and when it does, its statistics come", one.event("statistics"))
+
     # Guests come and go.
     linux.kill()
     check("a front end that dies is reported", one.event("disconnected"))
@@ -488,7 +495,7 @@ def with_guests():
     check_equal("SIGINT ends it with exit status 0, with a guest", one.end(signal.SIGINT), 0)
     check("managers are told", manager.event("SHUTDOWN"))
     check_equal("its sockets go with it", one.files(), [])
-    check_equal("the guest notices", fourth.ask("balloon"), "gone")
+    check_equal("the guest notices", fourth.out.next(), "gone")
 
 
 def as_text():

@@ -7,7 +7,7 @@
 #include <ballast/balloon/protocol.hpp>
 #include <ballast/memory/mapped_memory.hpp>
 
-#include "shared_ram.hpp"
+#include "../../examples/qemu/socket.hpp"
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -41,10 +41,10 @@ class guest_ram {
 
   /// Whether it is another memory than what is mapped.
   [[nodiscard]] bool differs(std::span<const piece> pieces,
-                             std::span<const descriptor> files) const {
+                             std::span<const qemu::descriptor> files) const {
     return !std::ranges::equal(pieces, pieces_) || numbers_of(files) != numbers_of(files_);
   }
-  bool map(std::span<const piece> pieces, std::vector<descriptor>& files) {
+  bool map(std::span<const piece> pieces, std::vector<qemu::descriptor>& files) {
     unmap();
     for (std::size_t i = 0; i < pieces.size() && i < files.size(); ++i) {
       const std::size_t size = pieces[i].size + pieces[i].offset;
@@ -107,7 +107,7 @@ class guest_ram {
   [[nodiscard]] std::uint64_t allocated() const {
     std::vector<std::pair<dev_t, ino_t>> seen;
     std::uint64_t bytes = 0;
-    for (const descriptor& file : files_) {
+    for (const qemu::descriptor& file : files_) {
       struct stat about{};
       if (fstat(file.get(), &about) != 0 ||
           std::ranges::find(seen, std::pair(about.st_dev, about.st_ino)) != seen.end())
@@ -163,9 +163,9 @@ class guest_ram {
          pfn < (address + size) / ballast::balloon::page_size && pfn < pfns_max; ++pfn)
       what(static_cast<std::uint32_t>(pfn));
   }
-  [[nodiscard]] static std::vector<ino_t> numbers_of(std::span<const descriptor> files) {
+  [[nodiscard]] static std::vector<ino_t> numbers_of(std::span<const qemu::descriptor> files) {
     std::vector<ino_t> numbers;
-    for (const descriptor& file : files) {
+    for (const qemu::descriptor& file : files) {
       struct stat about{};
       numbers.push_back(fstat(file.get(), &about) == 0 ? about.st_ino : 0);
     }
@@ -178,7 +178,7 @@ class guest_ram {
   }
 
   std::vector<piece> pieces_;
-  std::vector<descriptor> files_;
+  std::vector<qemu::descriptor> files_;
   std::vector<std::span<std::byte>> mappings_;
   std::vector<ballast::memory_region> regions_;
   ballast::mapped_memory memory_;

@@ -2,18 +2,17 @@
 #include "guest_scenario.hpp"
 
 #include <cstdlib>
-#include <fstream>
 
 namespace interop {
 
 using namespace ballast::balloon;
 
 bool checks::check(const std::string& what, bool holds, const std::string& otherwise) {
-  std::printf("%s %s: %s%s%s\n", holds ? "ok  " : "FAIL", name_.c_str(), what.c_str(),
-              holds || otherwise.empty() ? "" : ": ", holds ? "" : otherwise.c_str());
+  std::printf("%s %s, %s: %s%s%s\n", holds ? "ok  " : "FAIL", name_.c_str(), feature_.c_str(),
+              what.c_str(), holds || otherwise.empty() ? "" : ": ",
+              holds ? "" : otherwise.c_str());
   std::fflush(stdout);
   has_failed_ |= !holds;
-  if (!feature_.empty()) note(feature_, holds);
   return holds;
 }
 
@@ -29,11 +28,6 @@ bool checks::check_near(const std::string& what, std::uint64_t found, std::uint6
                std::to_string(found) + " and not about " + std::to_string(expected));
 }
 
-void checks::note(const std::string& feature, bool holds) {
-  std::ofstream(matrix_, std::ios::app)
-      << feature + '\t' + peer_ + '\t' + (holds ? "ok" : "FAIL") + '\t' + name_ + '\n';
-}
-
 namespace {
 
 guest_options options_of(const set_up& from) {
@@ -46,8 +40,8 @@ guest_options options_of(const set_up& from) {
 
 } // namespace
 
-scenario::scenario(const set_up& from, std::string name, std::string peer, std::string matrix)
-    : checks(std::move(name), std::move(peer), std::move(matrix)), set_up_(from),
+scenario::scenario(const set_up& from, std::string name)
+    : checks(std::move(name)), set_up_(from),
       is_6_1_(from.kernel.ends_with("/6.1")), guest_(options_of(from)),
       server_(guest_.take_proxy(),
               {.send_message = [this](std::uint64_t address,
@@ -134,7 +128,7 @@ bool scenario::check_settles(const std::string& what, std::uint32_t pages) {
 }
 
 void scenario::check_device() {
-  about({});
+  about("end");
   const device_counters& counted = device().counters();
   check_equal("no page was bad", counted.bad_pages, 0);
   check_equal("every page was discarded", counted.discard_failures + counted.partial_pages, 0);
@@ -167,10 +161,6 @@ void scenario::check_clean() {
   guest_.run("poweroff -f");
   run_until([] { return false; }, 20'000); // until QEMU has gone
   check("it powers off", !server_.is_connected());
-  // All of it went this way.
-  note(set_up_.is_packed ? "packed" : "split", !has_failed());
-  note(set_up_.interrupts == "msi-x" ? "msi-x" : "intx", !has_failed());
-  note(is_legacy() ? "legacy" : "modern", !has_failed());
 }
 
 } // namespace interop

@@ -20,14 +20,12 @@ namespace interop {
 inline constexpr int boot_time = 90'000, patience = 60'000; // milliseconds
 inline constexpr std::uint64_t mebibyte = 1 << 20;
 
-/// Prints each check, and notes for the support matrix what it showed.
+/// Prints a line for each check: "ok NAME, FEATURE: what holds".
 class checks {
  public:
-  /// `peer`: the guest, for the matrix. `matrix`: the file to append to.
-  checks(std::string name, std::string peer, std::string matrix)
-      : name_(std::move(name)), peer_(std::move(peer)), matrix_(std::move(matrix)) {}
+  explicit checks(std::string name) : name_(std::move(name)) {}
 
-  /// What the next checks are about: a feature of the matrix, or nothing.
+  /// What the next checks are about: a row of the support matrix.
   void about(std::string feature) { feature_ = std::move(feature); }
   bool check(const std::string& what, bool holds, const std::string& otherwise = {});
   bool check_equal(const std::string& what, std::uint64_t found, std::uint64_t expected);
@@ -35,11 +33,9 @@ class checks {
   bool check_near(const std::string& what, std::uint64_t found, std::uint64_t expected,
                   std::uint64_t tolerance);
   [[nodiscard]] bool has_failed() const { return has_failed_; }
-  /// "FEATURE TAB PEER TAB RESULT TAB NAME".
-  void note(const std::string& feature, bool holds);
 
  private:
-  std::string name_, peer_, matrix_, feature_;
+  std::string name_, feature_ = "boot";
   bool has_failed_ = false;
 };
 
@@ -55,7 +51,7 @@ struct set_up {
 
 class scenario : public checks {
  public:
-  scenario(const set_up& from, std::string name, std::string peer, std::string matrix);
+  scenario(const set_up& from, std::string name);
 
   [[nodiscard]] bool is_6_1() const { return is_6_1_; }
   [[nodiscard]] bool is_legacy() const { return set_up_.transport == "legacy"; }

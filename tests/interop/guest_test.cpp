@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Our balloon device, on virtio-pci, for an unmodified Linux in QEMU.
 //
-//     guest_test NAME KERNEL DIRECTORY MATRIX FORMAT INTERRUPTS TRANSPORT SCENARIO...
+//     guest_test NAME KERNEL DIRECTORY FORMAT INTERRUPTS TRANSPORT SCENARIO...
 //
-// KERNEL: a directory as tests/interop/guest_images.sh makes it. DIRECTORY: for logs. MATRIX: the
-// file to note in what worked. The rest as in tests/interop/guests.sh, which runs this. One guest
-// boots and goes through the scenarios. Prints a line for each check.
+// KERNEL: a directory as tests/interop/guest_images.sh makes it. DIRECTORY: for logs. The rest as in
+// tests/interop/guests.sh, which runs this. One guest boots and goes through the scenarios. Prints a
+// line for each check.
 
 #include "guest_scenario.hpp"
 
@@ -253,7 +253,7 @@ void run_reporting(scenario& s) {
           std::to_string(before) + " and " + std::to_string(s.ram().allocated()));
   s.check_equal("by reports alone", counted.inflated_pages, 0);
   s.check_equal("a program uses it again", static_cast<unsigned>(s.hog(size)), 0);
-  s.about({});
+  s.about("rebind");
   s.replug(everything);
   s.ram().track(true);
 }
@@ -274,7 +274,7 @@ void run_poison(scenario& s) {
   s.check("memory is reported", s.run_until([&] { return counted.poisoned_ranges >= 10; }));
   s.check_equal("it keeps its pattern: none is taken", counted.free_page_report_freed, 0);
   s.check_equal("a program uses 100 MiB again", static_cast<unsigned>(s.hog(100 * mebibyte)), 0);
-  s.about({});
+  s.about("rebind");
   s.replug(everything);
   s.ram().track(true);
 }
@@ -299,6 +299,7 @@ void run_cycles(scenario& s) {
   s.check("and leaves a statistics buffer", s.statistics().is_solicited);
   s.set_target(0);
   s.check_settles("it deflates", 0);
+  s.about("rebind");
   s.replug(everything);
 }
 
@@ -339,7 +340,7 @@ void run_many_pages(scenario& s) {
 void run_oom(scenario& s) {
   using enum statistic_tag;
   for (const bool gives_way : {true, false}) {
-    s.about({});
+      s.about("rebind");
     ballast::feature_set offered{feature::stats_vq, ring::event_idx};
     if (gives_way) offered.set(feature::deflate_on_oom);
     if (!s.replug(offered)) return;
@@ -366,26 +367,25 @@ void run_oom(scenario& s) {
     s.check_settles("the rest deflates", 0);
   }
   run_statistics(s); // of a guest that had no memory left
-  s.about({});
+  s.about("rebind");
   s.replug(everything);
 }
 
 } // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 9) return 2;
-  const std::string name = argv[1], kernel = argv[2];
-  const std::string peer = "Linux " + std::string(kernel.find("/6.12") == std::string::npos ? "6.1" : "6.12");
-  interop::set_up from{.kernel = kernel,
+  if (argc < 8) return 2;
+  const std::string name = argv[1];
+  interop::set_up from{.kernel = argv[2],
                        .directory = argv[3],
-                       .is_packed = argv[5] == std::string("packed"),
-                       .interrupts = argv[6],
-                       .transport = argv[7]};
-  const std::vector<std::string> scenarios(argv + 8, argv + argc);
+                       .is_packed = argv[4] == std::string("packed"),
+                       .interrupts = argv[5],
+                       .transport = argv[6]};
+  const std::vector<std::string> scenarios(argv + 7, argv + argc);
   const bool is_poisoning = std::ranges::find(scenarios, "poison") != scenarios.end();
   if (is_poisoning) from.kernel_options = "page_poison=1";
 
-  scenario s(from, name, peer, argv[4]);
+  scenario s(from, name);
   if (!s.boots(everything)) {
     std::fputs(s.linux().console().c_str(), stderr);
     return 1;

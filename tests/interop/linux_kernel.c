@@ -308,18 +308,19 @@ unsigned linux_compact(unsigned count) {
 // --- the driver model
 
 static struct device* the_device; // on the virtio bus
-static struct device_driver* the_driver;
+static struct device_driver* drivers[2];
+enum { most_drivers = sizeof drivers / sizeof drivers[0] };
 static struct platform_driver* the_platform_driver;
 static struct platform_device platform;
 static irq_handler_t handler;
 static void* handler_of;
 enum { the_irq = 7 };
 
-static void bind(void) {
-  if (!the_device || !the_driver || the_device->driver) return;
-  if (!the_driver->bus->match(the_device, the_driver)) return;
-  the_device->driver = the_driver;
-  if (the_driver->bus->probe(the_device) != 0) the_device->driver = NULL;
+static void bind(struct device_driver* driver) {
+  if (!driver || !the_device || the_device->driver) return;
+  if (!driver->bus->match(the_device, driver)) return;
+  the_device->driver = driver;
+  if (driver->bus->probe(the_device) != 0) the_device->driver = NULL;
 }
 static void unbind(void) {
   if (!the_device || !the_device->driver) return;
@@ -333,8 +334,9 @@ int bus_register(const struct bus_type* bus) {
 }
 void bus_unregister(const struct bus_type* bus) { (void)bus; }
 int device_add(struct device* device) {
+  unsigned i;
   the_device = device;
-  bind();
+  for (i = 0; i < most_drivers; ++i) bind(drivers[i]);
   return 0;
 }
 void device_unregister(struct device* device) {
@@ -343,14 +345,17 @@ void device_unregister(struct device* device) {
   device->release(device);
 }
 int driver_register(struct device_driver* driver) {
-  the_driver = driver;
-  bind();
+  unsigned i = 0;
+  while (drivers[i]) ++i;
+  drivers[i] = driver;
+  bind(driver);
   return 0;
 }
 void driver_unregister(struct device_driver* driver) {
-  (void)driver;
-  unbind();
-  the_driver = NULL;
+  unsigned i = 0;
+  if (the_device && the_device->driver == driver) unbind();
+  while (drivers[i] != driver) ++i;
+  drivers[i] = NULL;
 }
 int platform_driver_register(struct platform_driver* driver) {
   the_platform_driver = driver;
@@ -394,6 +399,70 @@ void linux_register_write(void* at, unsigned width, u64 value) {
   hardware->write(hardware->context, (char*)at - registers, width, value);
 }
 
+// --- a driver whose chains are the test's
+
+enum { most_buffers = 64 };
+static struct virtqueue* chain_queues[linux_chain_queues];
+static bool was_called[linux_chain_queues];
+
+static void chain_callback(struct virtqueue* queue) { was_called[queue->index] = true; }
+
+static int chain_probe(struct virtio_device* device) {
+  struct virtqueue_info info[linux_chain_queues] = {{"first", chain_callback},
+                                                    {"second", chain_callback}};
+  memset(was_called, 0, sizeof was_called);
+  return virtio_find_vqs(device, linux_chain_queues, chain_queues, info, NULL);
+}
+static void chain_remove(struct virtio_device* device) {
+  virtio_reset_device(device);
+  device->config->del_vqs(device);
+}
+static const struct virtio_device_id chain_ids[] = {{linux_chain_device, VIRTIO_DEV_ANY_ID}, {0, 0}};
+static struct virtio_driver chain_driver = {
+    .id_table = chain_ids, .probe = chain_probe, .remove = chain_remove};
+
+void* linux_memory(size_t bytes) { return linux_alloc(bytes < PAGE_SIZE ? PAGE_SIZE : bytes); }
+
+int linux_chain_add(unsigned queue, const struct linux_chain_buffer* buffers, unsigned readable,
+                    unsigned writable, void* token) {
+  struct scatterlist entries[most_buffers];
+  struct scatterlist* lists[2];
+  unsigned count = 0, i;
+  if (readable + writable == 0 || readable + writable > most_buffers) return -EINVAL;
+  if (readable) {
+    sg_init_table(entries, readable);
+    lists[count++] = entries;
+  }
+  if (writable) {
+    sg_init_table(entries + readable, writable);
+    lists[count++] = entries + readable;
+  }
+  for (i = 0; i < readable + writable; ++i)
+    sg_set_buf(&entries[i], buffers[i].address, buffers[i].length);
+  return virtqueue_add_sgs(chain_queues[queue], lists, readable != 0, writable != 0, token,
+                           GFP_KERNEL);
+}
+void linux_chain_kick(unsigned queue) { virtqueue_kick(chain_queues[queue]); }
+void* linux_chain_get(unsigned queue, uint32_t* length) {
+  unsigned written = 0;
+  void* token = virtqueue_get_buf(chain_queues[queue], &written);
+  *length = written;
+  return token;
+}
+int linux_chain_was_called(unsigned queue) {
+  const bool was = was_called[queue];
+  was_called[queue] = false;
+  return was;
+}
+void linux_chain_disable_cb(unsigned queue) { virtqueue_disable_cb(chain_queues[queue]); }
+int linux_chain_enable_cb(unsigned queue) { return virtqueue_enable_cb(chain_queues[queue]); }
+int linux_chain_enable_cb_delayed(unsigned queue) {
+  return virtqueue_enable_cb_delayed(chain_queues[queue]);
+}
+unsigned linux_chain_size(unsigned queue) { return virtqueue_get_vring_size(chain_queues[queue]); }
+unsigned linux_chain_free_descriptors(unsigned queue) { return chain_queues[queue]->num_free; }
+int linux_chain_is_broken(unsigned queue) { return virtqueue_is_broken(chain_queues[queue]); }
+
 // --- what the tests call
 
 int linux_init_virtio_init(void);
@@ -420,6 +489,7 @@ void linux_boot(const struct linux_hardware* on, void* ram, size_t bytes) {
   linux_init_virtio_init();
   linux_init_virtio_mmio_init();
   linux_init_virtio_balloon_driver();
+  register_virtio_driver(&chain_driver);
 }
 int linux_plug(void) {
   platform.name = "virtio-mmio";

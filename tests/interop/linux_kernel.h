@@ -66,6 +66,26 @@ unsigned linux_compact(unsigned count);
 // of what was reported are guest-physical.
 int linux_report(unsigned blocks, uint64_t* addresses);
 
+// A driver of another device, of two queues, whose chains are the test's. At most 64 buffers, the
+// readable ones first, in memory that linux_memory() gave (whole pages, until the next boot).
+enum { linux_chain_device = 63, linux_chain_queues = 2 };
+struct linux_chain_buffer {
+  void* address;
+  uint32_t length;
+};
+void* linux_memory(size_t bytes);
+int linux_chain_add(unsigned queue, const struct linux_chain_buffer* buffers, unsigned readable,
+                    unsigned writable, void* token); // 0 or a negative errno: -ENOSPC
+void linux_chain_kick(unsigned queue);               // and vm_notify(), where that is due
+void* linux_chain_get(unsigned queue, uint32_t* length);
+int linux_chain_was_called(unsigned queue); // by vm_interrupt(), since the last time this was asked
+void linux_chain_disable_cb(unsigned queue);
+int linux_chain_enable_cb(unsigned queue); // 0: chains are waiting
+int linux_chain_enable_cb_delayed(unsigned queue);
+unsigned linux_chain_size(unsigned queue);
+unsigned linux_chain_free_descriptors(unsigned queue);
+int linux_chain_is_broken(unsigned queue);
+
 #ifdef __cplusplus
 }
 #endif

@@ -8,7 +8,7 @@
 #include <ballast/transport/mmio_device.hpp>
 
 #include "linux_kernel.h"
-#include "support/mmio_rules.hpp"
+#include "linux_machine.hpp"
 
 #include <algorithm>
 #include <array>
@@ -27,11 +27,9 @@ using namespace ballast;
 using balloon::statistic_tag;
 namespace bits = balloon::feature;
 
-constexpr std::size_t ram_bytes = 64u << 20;
-
 /// A host that takes pages back by zeroing them, and remembers which.
 struct host_pages {
-  std::byte* ram;
+  std::byte* ram = nullptr;
   std::set<std::uint64_t> discarded{}, hinted{};
   std::uint64_t filled_bytes = 0;
   std::uint32_t pattern = 0;
@@ -55,15 +53,23 @@ struct host_pages {
   }
 };
 
-/// The balloon with a feature of the transport, which Linux's mmio carries out.
+/// The balloon with a feature of the transport, which Linux's mmio carries out. Its target changes
+/// while Linux reads the configuration, so many times as a test says.
 struct device_type : balloon::device<mapped_memory, host_pages> {
+  host_pages& host;
   bool offers_data = false;
+  std::uint32_t changes = 0, next_target = 0;
 
-  device_type(host_pages& host, const balloon::device_options& options, bool data)
-      : device(host, options), offers_data(data) {}
+  device_type(host_pages& pages, const balloon::device_options& options, bool data)
+      : device(pages, options), host(pages), offers_data(data) {}
   [[nodiscard]] feature_set offered_features() const noexcept {
     const feature_set offered = device::offered_features();
     return offers_data ? offered.with(feature::notification_data) : offered;
+  }
+  template <class Machine> void before_read(Machine& machine, std::uint64_t offset) {
+    if (changes == 0 || offset != mmio_register::config + 1) return;
+    --changes;
+    machine.carry_out(set_target(++next_target << 8));
   }
 };
 
@@ -79,24 +85,16 @@ struct configuration {
 class machine {
  public:
   explicit machine(const configuration& how)
-      : how_(how), ram_(static_cast<std::byte*>(std::aligned_alloc(4u << 20, ram_bytes))),
-        region_{linux_ram_begin, ram_.get(), ram_bytes},
-        memory_(*mapped_memory::over({&region_, 1})), host_{ram_.get()},
-        device_(host_, offers(how), how.has_notification_data),
-        bus_(device_, memory_, how.version) {
-    std::memset(ram_.get(), 0, ram_bytes);
-    linux_boot(&hardware_, ram_.get(), ram_bytes);
+      : how_(how), m_(how.name, how.version, [&](std::byte* ram) {
+          host_.ram = ram;
+          return std::make_unique<device_type>(host_, offers(how), how.has_notification_data);
+        }) {
     linux_set_poison(how.is_poisoned, 0);
   }
-  machine(const machine&) = delete;
-  machine& operator=(const machine&) = delete;
 
   bool run(); ///< whether every check held
 
  private:
-  using bus_type = mmio_device<device_type, mapped_memory>;
-  using rules_type = ballast_test::mmio_rules<bus_type>;
-
   static balloon::device_options offers(const configuration& how) {
     balloon::device_options options;
     options.offered = {bits::must_tell_host,   bits::stats_vq,    bits::deflate_on_oom,
@@ -107,65 +105,13 @@ class machine {
     return options;
   }
 
-  // What Linux does to the hardware.
-
-  static std::uint64_t read(void* context, std::uint64_t offset, unsigned width) {
-    auto& self = *static_cast<machine*>(context);
-    auto region = self.rules_.access();
-    if (self.changes_ != 0 && offset == mmio_register::config + 1) {
-      --self.changes_;
-      self.rules_.due |= self.bus_.carry_out(self.device_.set_target(++self.next_target_ << 8));
-    }
-    if (width == 1) return region.load<std::uint8_t>(offset);
-    if (width == 2) return region.load<std::uint16_t>(offset);
-    return region.load<std::uint32_t>(offset);
-  }
-  static void write(void* context, std::uint64_t offset, unsigned width, std::uint64_t value) {
-    auto& self = *static_cast<machine*>(context);
-    auto region = self.rules_.access();
-    self.notifications_ += offset == mmio_register::queue_notify;
-    if (width == 1)
-      region.store(offset, static_cast<std::uint8_t>(value));
-    else if (width == 2)
-      region.store(offset, static_cast<std::uint16_t>(value));
-    else
-      region.store(offset, static_cast<std::uint32_t>(value));
-    self.refusals_ += self.rules_.due.failure != error::none;
-    self.rules_.due.failure = error::none;
-  }
-  static int wait(void* context) { return static_cast<machine*>(context)->step() ? 1 : 0; }
-
-  /// The device's loop and the interrupt line; whether anything moved.
-  bool step() {
-    const std::uint64_t queues = rules_.due.more_work;
-    rules_.due = {};
-    for (std::uint16_t queue = 0; queue < 5; ++queue)
-      if ((queues >> queue & 1) != 0) rules_.due |= bus_.process(queue, 8);
-    refusals_ += rules_.due.failure != error::none;
-    rules_.due.failure = error::none;
-    if (!bus_.is_interrupting()) return queues != 0;
-    ++interrupts_;
-    if (linux_interrupt() == 0) ++lost_interrupts_;
-    return true;
-  }
-  void settle() {
-    for (int i = 0; i < 1'000'000; ++i)
-      if (!step() && linux_work() == 0) return;
-    check(false, "the machine comes to rest");
-  }
-
-  // What is checked.
-
-  void check(bool is_right, const char* what) {
-    if (is_right) return;
-    std::printf("FAIL Linux's mmio, %s: %s\n", how_.name, what);
-    is_right_ = false;
-  }
+  void check(bool holds, const char* what) { m_.check(holds, what); }
+  void settle() { m_.settle(); }
   void set_target(std::uint32_t pages) {
-    rules_.due |= bus_.carry_out(device_.set_target(pages));
+    m_.carry_out(device_.set_target(pages));
     settle();
   }
-  [[nodiscard]] bool is_legacy() const { return how_.version == mmio_version::legacy; }
+  [[nodiscard]] bool is_legacy() const { return bus_.is_legacy(); }
 
   void probe();
   void statistics();
@@ -180,20 +126,10 @@ class machine {
   void removal();
 
   configuration how_;
-  struct freed {
-    void operator()(std::byte* p) const noexcept { std::free(p); }
-  };
-  std::unique_ptr<std::byte, freed> ram_;
-  memory_region region_;
-  mapped_memory memory_;
   host_pages host_;
-  device_type device_;
-  bus_type bus_;
-  rules_type rules_{bus_};
-  linux_hardware hardware_{this, read, write, wait};
-  std::uint64_t notifications_ = 0, interrupts_ = 0, lost_interrupts_ = 0, refusals_ = 0;
-  std::uint32_t changes_ = 0, next_target_ = 0;
-  bool is_right_ = true;
+  interop::linux_machine<device_type> m_;
+  device_type& device_ = *m_.device;
+  interop::linux_machine<device_type>::bus_type& bus_ = m_.bus;
 };
 
 void machine::probe() {
@@ -228,7 +164,7 @@ void machine::probe() {
 
 void machine::statistics() {
   (void)device_.take_statistics(1);
-  rules_.due |= bus_.carry_out(device_.request_statistics());
+  m_.carry_out(device_.request_statistics());
   const std::uint64_t free = linux_free_bytes();
   settle();
   const auto reply = device_.take_statistics(2);
@@ -262,7 +198,7 @@ void machine::inflation() {
   check(host_.discarded.size() == 5000, "as many pages were discarded");
   check(linux_free_bytes() == free - 5000 * 4096, "as much memory is missing in Linux");
   for (std::uint32_t target = 1; target <= 50; ++target)
-    rules_.due |= bus_.carry_out(device_.set_target(target * 37 % 5000));
+    m_.carry_out(device_.set_target(target * 37 % 5000));
   settle();
   check(device_.actual() == 50 * 37 && host_.discarded.size() == 50 * 37,
         "of 50 targets at once the last one is reached");
@@ -278,10 +214,10 @@ void machine::inflation() {
 void machine::consistent_configuration() {
   set_target(0);
   std::array<std::uint8_t, 16> raw{};
-  next_target_ = 0x1000;
-  changes_ = is_legacy() ? 0 : 3; // while it is read
+  device_.next_target = 0x1000;
+  device_.changes = is_legacy() ? 0 : 3;
   linux_read_config(0, raw.data(), raw.size());
-  check(changes_ == 0, "Linux reads again where the generation changed");
+  check(device_.changes == 0, "Linux reads again where the generation changed");
   if (!is_legacy())
     check(raw[0] == 0 && raw[1] == 3 && raw[2] == 0x10 && raw[3] == 0, "what it has is consistent");
   set_target(0);
@@ -294,9 +230,9 @@ void machine::oom() {
   check(device_.actual() == 744 && host_.discarded.size() == 744, "the device has them back");
   check(linux_free_bytes() == free + 256 * 4096, "... and so has Linux");
   const std::size_t taken = linux_take_pages(SIZE_MAX); // nothing is left
-  rules_.due |= bus_.carry_out(device_.set_target(2000));
+  m_.carry_out(device_.set_target(2000));
   for (int i = 0; i < 20; ++i) {
-    (void)step();
+    (void)m_.step();
     (void)linux_work();
   }
   check(taken > 0 && device_.actual() == 744, "without memory there is no inflating");
@@ -318,17 +254,17 @@ void machine::compaction() {
 
 void machine::hinting() {
   const std::uint64_t free = linux_free_bytes();
-  rules_.due |= bus_.carry_out(device_.start_hinting());
+  m_.carry_out(device_.start_hinting());
   settle();
   check(!host_.hinted.empty() && host_.hinted.size() % 1024 == 0, "blocks of 4 MiB are hinted");
   check(linux_shrinkable() == host_.hinted.size(), "Linux holds what it hinted");
   check(linux_free_bytes() == free - host_.hinted.size() * 4096, "... and can't use it");
   check(linux_shrink(1024) == 1024, "but for what it takes back");
   const std::uint64_t first = host_.hinted.size();
-  rules_.due |= bus_.carry_out(device_.start_hinting());
+  m_.carry_out(device_.start_hinting());
   settle();
   check(host_.hinted.size() >= first && device_.hinting().counters().rounds == 2, "a second round");
-  rules_.due |= bus_.carry_out(device_.finish_hinting());
+  m_.carry_out(device_.finish_hinting());
   settle();
   check(linux_shrinkable() == 0 && linux_free_bytes() == free, "all of it comes back when done");
   check(device_.hinting().counters().malformed_commands == 0, "every command was in order");
@@ -338,7 +274,6 @@ void machine::hinting() {
 void machine::reporting() {
   std::array<std::uint64_t, 32> at{};
   const std::uint64_t poisoned = device_.counters().poisoned_ranges;
-  for (unsigned i = 0; i < 2u << 20; ++i) ram_.get()[(i * 16) % ram_bytes] |= std::byte{0};
   for (const unsigned blocks : {1u, 5u, 16u}) {
     const auto before = device_.counters();
     check(linux_report(blocks, at.data()) == 0, "free blocks are reported");
@@ -418,18 +353,18 @@ bool machine::run() {
                    {"unplug and plug", &machine::removal}};
   bool is_right = true;
   for (const auto& scenario : scenarios) {
-    is_right_ = true;
+    m_.is_right = true;
     (this->*scenario.test)();
-    check(refusals_ == 0, "no write of a register is refused, no queue breaks");
-    check(lost_interrupts_ == 0, "every interrupt is the device's");
-    check(rules_.wrongs == 0, "Linux keeps to the register layout");
-    refusals_ = lost_interrupts_ = rules_.wrongs = 0;
-    if (is_right_) std::printf("ok   Linux's mmio, %s: %s\n", how_.name, scenario.name);
-    is_right = is_right && is_right_;
+    check(m_.refusals == 0, "no write of a register is refused, no queue breaks");
+    check(m_.lost_interrupts == 0, "every interrupt is the device's");
+    check(m_.rules.wrongs == 0, "Linux keeps to the register layout");
+    m_.refusals = m_.lost_interrupts = m_.rules.wrongs = 0;
+    if (m_.is_right) std::printf("ok   Linux's mmio, %s: %s\n", how_.name, scenario.name);
+    is_right = is_right && m_.is_right;
   }
   std::fprintf(stderr, "%s: %u accesses, %llu notifications, %llu interrupts\n", how_.name,
-               rules_.accesses, static_cast<unsigned long long>(notifications_),
-               static_cast<unsigned long long>(interrupts_));
+               m_.rules.accesses, static_cast<unsigned long long>(m_.notifications),
+               static_cast<unsigned long long>(m_.interrupts));
   return is_right;
 }
 

@@ -57,7 +57,7 @@ struct pci_proxy_message {
 
   header head{};
   std::array<std::byte, sizeof(memory_table)> payload{};
-  std::vector<descriptor> files;
+  std::vector<qemu::descriptor> files;
 
   template <class T> [[nodiscard]] T as() const {
     T value;

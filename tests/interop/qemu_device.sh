@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Usage: tests/interop/qemu_device.sh [NAME...]
 #
-# Our balloon driver for a device that is not ours: QEMU's virtio-balloon, which
+# Our balloon driver on a device that is not ours: QEMU's virtio-balloon, which
 # examples/qtest_driver drives over QEMU's qtest socket. Prints a line for each check, and the sum to
 # standard error. As root, it runs as nobody.
 #
@@ -29,7 +29,7 @@ trap 'rm -rf "$work"' EXIT
 trap 'exit 1' INT TERM
 
 compile() {
-  g++ -std=c++20 -Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow -Werror \
+  g++ -std=c++20 -O1 -Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow -Werror \
     -I "$root/include" "$root/examples/qtest_driver.cpp" -o "$work/qtest_driver"
 }
 

@@ -43,9 +43,7 @@ class vhost_user_server {
     const auto end = clock::now() + std::chrono::milliseconds(milliseconds);
     while (!is_done()) {
       if (clock::now() > end) return is_done();
-      const bool was_running = is_running();
       const auto served = back_end_.run_once(5); // the condition may be about something else
-      if (is_running() && !was_running) ++starts_;
       if (!served) closed_for_ = served.error();
       if (!served) return is_done();
     }
@@ -66,8 +64,8 @@ class vhost_user_server {
   [[nodiscard]] bool has_queues(unsigned count) const {
     return back_end_.running() == (std::uint64_t{1} << count) - 1;
   }
-  /// How often the driver made the device run.
-  [[nodiscard]] unsigned starts() const { return starts_; }
+  /// How often a driver made the device run.
+  [[nodiscard]] std::uint64_t activations() const { return back_end_.activations(); }
   /// The last call that the device refused; none in a good run.
   [[nodiscard]] ballast::error failure() const { return back_end_.failure(); }
   /// Why the connection ended.
@@ -78,7 +76,6 @@ class vhost_user_server {
   shared_ram ram_{table_};
   device_type device_;
   vhost_user::back_end<device_type> back_end_;
-  unsigned starts_ = 0;
   ballast::error closed_for_ = ballast::error::none;
 };
 

@@ -161,6 +161,10 @@ constexpr auto goes_on = [](auto check) {
   few.set_control(cap::enable);
   few.restore(strange);
   check(*few.read_pending(0, 8) == 7); // none that it does not have
+  few.set_control(0);
+  few.restore(strange);
+  few.set_control(cap::enable);
+  check(few.take_due() == 0 && *few.read_pending(0, 8) == 0); // it was not enabled then
 };
 BOTH("a table goes on from what was saved", goes_on)
 

@@ -242,6 +242,9 @@ constexpr auto stubborn = [](auto check) {
   check(driver.set_up_queue(0, layout(8)).error() == error::wrong_state); // is 1 already
   driver.set_driver_features({feature::version_1, feature::ring_reset});
   check(driver.reset_queue(0).error() == error::reset_incomplete); // queue_reset stays 1
+  f.common_bytes.put(common::queue_enable, 2, 0);
+  check(driver.reset_queue(0).error() == error::reset_incomplete);
+  f.common_bytes.put(common::queue_enable, 2, 1);
   f.common_bytes.put(common::queue_reset, 2, 0);
   f.common_bytes.is_fixed[common::queue_reset] = true;
   check(driver.reset_queue(0).error() == error::reset_incomplete); // still enabled

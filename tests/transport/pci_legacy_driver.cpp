@@ -126,7 +126,11 @@ constexpr auto header = [](auto check) {
   check(m.get(legacy::driver_features, 4) == 2);
   // The modern interface's selections stand by themselves.
   (void)m.function.write(4, 0, 4, 1);
+  (void)m.function.write(4, 8, 4, 1);
   check(m.get(legacy::device_features, 4) == (1u << 29 | 2) && m.function.read(4, 0, 4) == 1);
+  check(m.put(legacy::driver_features, 4, 1u << 29) == actions{});
+  check(m.function.read(4, 8, 4) == 1 && m.function.read(4, 12, 4) == 0);
+  check(m.get(legacy::driver_features, 4) == 1u << 29);
   check(m.put(legacy::queue_size, 2, 64) == refused(error::register_access)); // fixed
   check(m.get(legacy::queue_size, 2) == 128);
   for (const std::uint32_t queue : {3u, 64u, 0xffffu}) {

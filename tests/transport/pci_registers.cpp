@@ -306,14 +306,17 @@ constexpr auto goes_on = [](auto check) {
   (void)a.start();
   (void)a.put(at::config_msix_vector, 1);
   (void)a.get(at::config_generation);
+  (void)b.get(at::config_generation);
   b.registers.restore(a.registers.state());
   check(b.registers.state() == a.registers.state() && b.get(at::queue_enable) == 1);
   check(b.get(at::config_generation) != a.get(at::config_generation)); // maybe another number
   auto strange = a.registers.state();
   strange.config_msix_vector = 4;
+  strange.device.queue_select = 0xffff'0001;
   for (std::uint16_t& vector : strange.queue_msix_vectors) vector = 0xfffe;
   b.registers.restore(strange);
   check(b.get(at::config_msix_vector) == 0xffff && b.get(at::queue_msix_vector) == 0xffff);
+  check(b.get(at::queue_select) == 1);
 };
 BOTH("registers go on from what was saved, and the generation moves", goes_on)
 

@@ -117,17 +117,17 @@ class msix_table {
   }
 
   [[nodiscard]] constexpr const msix_state& state() const noexcept { return state_; }
-  /// `set_control` is the caller's, as before.
+  /// `set_control` is the caller's, before this.
   constexpr void restore(const msix_state& saved) noexcept {
     state_ = saved;
     if (vectors_ < msix_vectors_max) state_.pending &= (std::uint64_t{1} << vectors_) - 1;
+    if (!is_enabled_) state_.pending = 0;
   }
 
  private:
   [[nodiscard]] static constexpr bool is_access(std::uint64_t offset, unsigned width,
                                                 std::uint32_t size) noexcept {
-    return (width == 4 || width == 8) && offset % width == 0 && offset < size &&
-           width <= size - offset;
+    return (width == 4 || width == 8) && offset % width == 0 && offset < size; // of whole words
   }
 
   [[nodiscard]] constexpr std::uint32_t word(std::uint64_t offset) const noexcept {

@@ -345,7 +345,6 @@ class pci_device {
   constexpr actions write_window(std::uint32_t offset, unsigned width,
                                  std::uint32_t value) noexcept {
     (void)config_.write(offset, width, value);
-    take_msix_control(); // it may lie next to the data
     const std::uint32_t length = window_length();
     if (length == 0) return refused(error::register_access);
     return write(window(pci::cap::bar), window(pci::cap::offset), length,

@@ -220,6 +220,7 @@ class pci_registers {
   /// Message control is the caller's to set, before. The device is not touched.
   constexpr void restore(const pci_registers_state& saved) noexcept {
     registers_.restore(saved.device);
+    registers_.select_queue(saved.device.queue_select & 0xffff); // as wide as its register
     msix_.restore(saved.msix);
     config_msix_vector_ = known(saved.config_msix_vector);
     for (unsigned i = 0; i < transport_queues_max; ++i)

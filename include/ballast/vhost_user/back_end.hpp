@@ -7,7 +7,9 @@
 #include <ballast/vhost_user/file.hpp>
 #include <ballast/vhost_user/memory_table.hpp>
 #include <ballast/vhost_user/message.hpp>
+#include <ballast/vhost_user/notification.hpp>
 #include <ballast/vhost_user/protocol.hpp>
+#include <ballast/vhost_user/queue_set.hpp>
 #include <ballast/virtio/actions.hpp>
 #include <ballast/virtio/device_model.hpp>
 #include <ballast/virtio/device_status.hpp>
@@ -76,7 +78,7 @@ class back_end {
 
   /// Both outlive it. `table` is its own to change.
   back_end(Device& served, memory_table& table, const back_end_options& options = {}) noexcept
-      : device_(&served), table_(&table), options_(options), rings_(served, table) {}
+      : device_(&served), table_(&table), options_(options), queues_(served, table) {}
   back_end(const back_end&) = delete;
   back_end& operator=(const back_end&) = delete;
   ~back_end() { disconnect(); }
@@ -93,15 +95,12 @@ class back_end {
 
   /// Lets go of the front end and its guest's memory. The device keeps what it knows.
   void disconnect() noexcept {
-    rings_.disconnect();
-    rings_.set_in_flight({}, 0, 0);
+    queues_.disconnect();
     in_flight_ = {};
     table_->clear();
-    for (queue& q : queues_) q = {};
-    back_end_channel_.close();
+    channel_.close();
     connection_.close();
-    accepted_ = {};
-    feature_bits_ = protocol_ = more_work_ = 0;
+    protocol_ = more_work_ = 0;
     status_ = 0;
     is_config_change_due_ = false;
   }
@@ -112,16 +111,13 @@ class back_end {
     std::size_t n = 0;
     if (!is_connected()) return n;
     to[n++] = {connection_.get(), POLLIN, 0};
-    for (const queue& q : queues_)
+    for (const queue_setup& q : queues_.all())
       if (q.available.is_open()) to[n++] = {q.available.get(), POLLIN, 0};
     return n;
   }
   /// Whether there is something to do without anything to wait for.
   [[nodiscard]] bool has_work() const noexcept {
-    if ((more_work_ & running()) != 0 || is_config_change_due_) return true;
-    for (std::uint32_t i = 0; i < Queues; ++i)
-      if (queues_[i].is_polled && (running() >> i & 1) != 0) return true;
-    return false;
+    return (more_work_ & running()) != 0 || queues_.polled() != 0 || is_config_change_due_;
   }
 
   /// Does what is due: what was polled, and what was left. Errors: why the connection was closed.
@@ -132,8 +128,8 @@ class back_end {
         if (queues_[i].available.is_open() && queues_[i].available.get() == p.fd) {
           if (!take_signal(queues_[i].available))
             queues_[i].available.close();
-          else if (const auto taken = take_notification(i); !taken)
-            return close(taken.error());
+          else if (const error e = take_notification(i); e != error::none)
+            return close(e);
         }
     }
     work();
@@ -162,7 +158,7 @@ class back_end {
     if (due.needs_reset) {
       status_ |= status::needs_reset;
       for (std::uint16_t i = 0; i < Queues; ++i)
-        if (rings_.has(i)) tell_error(i);
+        if (queues_.rings().has(i)) tell_queue(queues_[i].failed, back_end_request::queue_error, i);
     }
     if (due.config_changed || due.needs_reset) tell_config_changed();
   }
@@ -170,190 +166,74 @@ class back_end {
   // What is known.
 
   /// Bit n: queue n is with the device and enabled.
-  [[nodiscard]] std::uint64_t running() const noexcept {
-    std::uint64_t bits = 0;
-    for (std::uint32_t i = 0; i < Queues; ++i)
-      if (rings_.has(i) && is_enabled(queues_[i])) bits |= std::uint64_t{1} << i;
-    return bits;
-  }
-  [[nodiscard]] const feature_set& accepted_features() const noexcept { return accepted_; }
+  [[nodiscard]] std::uint64_t running() const noexcept { return queues_.running(); }
+  [[nodiscard]] const feature_set& accepted_features() const noexcept { return queues_.features(); }
   [[nodiscard]] std::uint64_t protocol_features() const noexcept { return protocol_; }
-  /// Whether queues wait for a message that enables them. Where bit 30 is not accepted with the
-  /// features, none of them does.
-  [[nodiscard]] bool has_enabling() const noexcept {
-    return (feature_bits_ & has_protocol_features) != 0;
-  }
+  /// Whether queues wait for a message that enables them: bit 30 was accepted with the features.
+  [[nodiscard]] bool has_enabling() const noexcept { return queues_.has_enabling(); }
   [[nodiscard]] const back_end_counters& counters() const noexcept { return counters_; }
+  /// How often the first queues began: drivers that were served.
+  [[nodiscard]] std::uint64_t activations() const noexcept { return queues_.activations(); }
   /// The last call that the device refused, or why it needs a reset.
   [[nodiscard]] error failure() const noexcept { return failure_; }
 
  private:
-  struct queue {
-    ring_description ring;
-    file available, used, failed; ///< notifications
-    bool is_polled = false;       ///< there is no file, by intent
-    bool is_enabled = false;      ///< by a message
-    bool is_stopped = false;      ///< until it is set up or notified again
-    bool is_notified = false;     ///< and not looked at since
-  };
   struct answer {
     error why = error::none;
     bool is_sent = false; ///< the message had an answer of its own
   };
 
-  // Queues.
-
-  /// Without protocol features a queue is enabled from the start.
-  [[nodiscard]] bool is_enabled(const queue& q) const noexcept {
-    return q.is_enabled || !has_enabling();
-  }
-  [[nodiscard]] static bool is_set_up(const queue& q) noexcept {
-    return q.ring.size != 0 && q.ring.has_addresses && !q.is_stopped;
-  }
-  /// Whether a notification can come, or came.
-  [[nodiscard]] bool has_source(const queue& q) const noexcept {
-    return q.available.is_open() || q.is_polled || q.is_notified ||
-           (is_in_band() && has_enabling());
-  }
-  [[nodiscard]] bool is_in_band() const noexcept {
-    return (protocol_ & protocol_feature::in_band) != 0;
-  }
-
-  /// Begins what can begin. `is_complete`: nothing more will be set up.
-  [[nodiscard]] result<void> start_ready(bool is_complete = false) noexcept {
-    std::uint64_t set_up = 0, ready = 0;
-    bool is_notified = false;
-    for (std::uint32_t i = 0; i < Queues; ++i) {
-      const queue& q = queues_[i];
-      if (rings_.has(i) || !is_set_up(q)) continue;
-      set_up |= std::uint64_t{1} << i;
-      if (!is_enabled(q) || !(has_source(q) || is_complete)) continue;
-      ready |= std::uint64_t{1} << i;
-      is_notified |= q.is_notified;
-    }
-    if (ready == 0 || !(is_notified || ready == set_up || rings_.given() != 0)) return {};
-    ring_description descriptions[Queues];
-    describe(descriptions);
-    if (rings_.given() == 0) ++counters_.activations;
-    const auto due = rings_.start(ready, accepted_, descriptions);
-    if (!due) return due.error();
-    for (std::uint32_t i = 0; i < Queues; ++i)
-      if ((ready >> i & 1) != 0) {
-        queues_[i].is_notified = false;
-        queues_[i].ring.is_own_base = false;
-      }
-    perform(*due);
-    return {};
-  }
-
-  void describe(std::span<ring_description, Queues> to) const noexcept {
-    for (std::uint32_t i = 0; i < Queues; ++i) to[i] = queues_[i].ring;
-  }
-
-  /// The driver made buffers available.
-  [[nodiscard]] result<void> take_notification(std::uint16_t i) noexcept {
-    queue& q = queues_[i];
-    ++counters_.available_notifications[i];
-    q.is_notified = true;
-    q.is_stopped = false;
-    if (!rings_.has(i)) return start_ready();
-    if (!is_enabled(q)) return {};
-    const auto due = rings_.go_on();
+  /// Performs what could be done, or says why it could not.
+  [[nodiscard]] error carry_out(const result<actions>& due) noexcept {
     if (!due) return due.error();
     perform(*due);
-    process(i);
-    return {};
-  }
-
-  void process(std::uint16_t i) noexcept {
-    queues_[i].is_notified = false;
-    more_work_ &= ~(std::uint64_t{1} << i);
-    if (rings_.is_attached()) perform(device_->process(i, options_.budget));
-  }
-
-  void work() noexcept {
-    const std::uint64_t due = more_work_ & running();
-    for (std::uint16_t i = 0; i < Queues; ++i)
-      if ((due >> i & 1) != 0 || (queues_[i].is_polled && (running() >> i & 1) != 0)) process(i);
-    if (is_config_change_due_) tell_config_changed();
-  }
-
-  /// A change of what was set up: the device has to do without this queue.
-  void take(std::uint16_t i) noexcept {
-    queues_[i].is_stopped = false;
-    if (!rings_.has(i)) return;
-    actions due;
-    rings_.take(i, due);
-    perform(due);
-    queues_[i].available.close(); // another one comes with what is set up now
-    queues_[i].is_polled = queues_[i].is_notified = false;
-  }
-  void take_all() noexcept {
-    for (std::uint16_t i = 0; i < Queues; ++i) take(i);
-  }
-
-  void reset_device() noexcept {
-    take_all();
-    rings_.reset();
-    for (queue& q : queues_) {
-      file used = std::move(q.used); // some are still listening there
-      q = {};
-      q.used = std::move(used);
-    }
-    status_ = 0;
+    return error::none;
   }
 
   // Notifications.
 
-  void notify(std::uint16_t i) noexcept {
-    ++counters_.used_notifications[i];
-    queue& q = queues_[i];
-    if (!q.used.is_open() && is_in_band())
-      (void)tell(back_end_request::notify_queue, queue_value{i, 0});
-    else if (!signal(q.used))
-      q.used.close();
+  void work() noexcept {
+    const std::uint64_t due = (more_work_ & running()) | queues_.polled();
+    more_work_ &= ~due;
+    for (std::uint16_t i = 0; i < Queues; ++i)
+      if ((due >> i & 1) != 0) perform(queues_.process(i, options_.budget));
+    if (is_config_change_due_) tell_config_changed();
   }
 
-  void tell_error(std::uint16_t i) noexcept {
-    queue& q = queues_[i];
-    if (!q.failed.is_open() && is_in_band())
-      (void)tell(back_end_request::queue_error, queue_value{i, 0});
-    else if (!signal(q.failed))
-      q.failed.close();
+  [[nodiscard]] error take_notification(std::uint16_t i) noexcept {
+    ++counters_.available_notifications[i];
+    return carry_out(queues_.take_notification(i, options_.budget));
+  }
+
+  void notify(std::uint16_t i) noexcept {
+    ++counters_.used_notifications[i];
+    tell_queue(queues_[i].used, back_end_request::notify_queue, i);
+  }
+  void tell_queue(file& by, back_end_request what, std::uint16_t i) noexcept {
+    if (!by.is_open() && is_in_band())
+      (void)channel_.tell(what, queue_value{i, 0});
+    else if (!signal(by))
+      by.close();
   }
 
   void tell_config_changed() noexcept {
     is_config_change_due_ = false;
-    if ((protocol_ & protocol_feature::config) == 0 || !back_end_channel_.is_open()) return;
-    is_config_change_due_ = !tell(back_end_request::config_changed);
+    if ((protocol_ & protocol_feature::config) == 0 || !channel_.is_open()) return;
+    is_config_change_due_ = !channel_.tell(back_end_request::config_changed);
     counters_.config_changes += is_config_change_due_ ? 0 : 1;
   }
 
-  /// Sends a request of our own; false where there is no room for it now. Never with "needs a
-  /// reply": Linux's end of this channel is a pipe.
-  template <class... Payload>
-  [[nodiscard]] bool tell(back_end_request what, const Payload&... payload) noexcept {
-    pollfd ready{back_end_channel_.get(), POLLOUT, 0};
-    if (!back_end_channel_.is_open()) return true;
-    if (poll(&ready, 1, 0) < 0 || (ready.revents & (POLLERR | POLLNVAL)) != 0) {
-      back_end_channel_.close();
-      return true;
-    }
-    if ((ready.revents & POLLOUT) == 0) return false;
-    constexpr std::size_t size = (sizeof(Payload) + ... + 0);
-    std::byte out[sizeof(message_header) + size];
-    write_as(out, 0,
-             message_header{static_cast<std::uint32_t>(what), message_header::version,
-                            static_cast<std::uint32_t>(size)});
-    (write_as(out, sizeof(message_header), payload), ...);
-    if (write(back_end_channel_.get(), out, sizeof(out)) == static_cast<ssize_t>(sizeof(out)))
-      return true;
-    if (errno == EAGAIN) return false;
-    back_end_channel_.close();
-    return true;
+  [[nodiscard]] bool is_in_band() const noexcept {
+    return (protocol_ & protocol_feature::in_band) != 0;
   }
 
   // Messages.
+
+  void reset_device() noexcept {
+    queues_.reset_device();
+    more_work_ = 0;
+    status_ = 0;
+  }
 
   [[nodiscard]] result<void> close(error why) noexcept {
     disconnect();
@@ -427,7 +307,7 @@ class back_end {
     case request::get_features:
       // All that Linux says when a driver goes that has not enabled its queues; the memory of its
       // rings is used for something else then. If it is still there, it will notify.
-      if (!has_enabling()) rings_.pause();
+      if (!has_enabling()) queues_.pause();
       return answered(offered_bits());
     case request::set_features: return {set_features(m.value)};
     case request::set_owner:
@@ -438,7 +318,7 @@ class back_end {
       return answered(
           std::uint64_t{device_->queue_count() < Queues ? device_->queue_count() : Queues});
     case request::set_back_end_channel:
-      back_end_channel_ = std::move(connection_.files()[0]);
+      channel_ = back_end_channel(std::move(connection_.files()[0]));
       return {};
     case request::get_config: return get_config(m);
     case request::set_config: return set_config(m);
@@ -459,31 +339,31 @@ class back_end {
   }
 
   [[nodiscard]] answer handle_queue(const message& m, std::uint16_t i) noexcept {
-    queue& q = queues_[i];
+    queue_setup& q = queues_[i];
     switch (m.what) {
     case request::set_queue_size:
       if (m.value == 0 || m.value > device_->queue_size_max(i) || m.value > QueueSize)
         return {error::invalid_queue_size};
-      take(i);
+      perform(queues_.take(i));
       q.ring.size = static_cast<std::uint32_t>(m.value);
       return {};
     case request::set_queue_base:
-      take(i);
+      perform(queues_.take(i));
       q.ring.is_own_base = q.ring.is_own_base && q.ring.base == m.value;
       q.ring.base = static_cast<std::uint32_t>(m.value);
       return {};
     case request::set_queue_addresses:
-      take(i);
+      perform(queues_.take(i));
       q.ring.addresses = m.addresses;
       q.ring.has_addresses = true;
-      return {start_ready().error()};
+      return {carry_out(queues_.start_ready())};
     case request::get_queue_base: return get_base(i);
     case request::set_available_file:
       q.available.close();
       if (m.has_file) q.available = std::move(connection_.files()[0]);
       q.is_polled = !m.has_file;
       q.is_stopped = false;
-      return {start_ready().error()};
+      return {carry_out(queues_.start_ready())};
     case request::set_used_file:
       q.used.close();
       if (m.has_file) q.used = std::move(connection_.files()[0]);
@@ -492,8 +372,9 @@ class back_end {
       q.failed.close();
       if (m.has_file) q.failed = std::move(connection_.files()[0]);
       return {};
-    case request::enable_queue: return {enable(i, m.value != 0)};
-    case request::notify_queue: return {take_notification(i).error()};
+    case request::enable_queue:
+      return {carry_out(queues_.enable(i, m.value != 0, options_.budget))};
+    case request::notify_queue: return {take_notification(i)};
     default: return {error::message_unknown};
     }
   }
@@ -523,26 +404,25 @@ class back_end {
     result<void> checked = check_accepted(offered(), set, ring_feature_dependencies);
     if (checked) checked = device_->check_features(set);
     if (!checked) return checked.error();
-    take_all(); // another driver
-    accepted_ = set;
-    feature_bits_ = bits;
+    perform(queues_.set_features(set, (bits & has_protocol_features) != 0));
     return error::none;
   }
 
   [[nodiscard]] error set_protocol_features(std::uint64_t bits) noexcept {
-    using namespace protocol_feature;
+    constexpr std::uint64_t needed =
+        protocol_feature::reply_ack | protocol_feature::back_end_channel;
     if ((bits & ~options_.protocol_features) != 0) return error::feature_not_offered;
-    if ((bits & in_band) != 0 &&
-        (bits & (reply_ack | back_end_channel)) != (reply_ack | back_end_channel))
+    if ((bits & protocol_feature::in_band) != 0 && (bits & needed) != needed)
       return error::feature_dependency;
     protocol_ = bits;
+    queues_.set_in_band(is_in_band());
     return error::none;
   }
 
   [[nodiscard]] answer get_config(const message& m) noexcept {
     // Nothing else says that a driver which is notified in-band has set up all it wants to.
     if (is_in_band() && !has_enabling())
-      if (const auto started = start_ready(true); !started) return {started.error()};
+      if (const error e = carry_out(queues_.start_ready(true)); e != error::none) return {e};
     std::byte out[sizeof(config_access) + config_bytes_max];
     const auto value = std::span(out).subspan(sizeof(config_access), m.config.size);
     write_as(out, 0, m.config);
@@ -568,66 +448,32 @@ class back_end {
     for (std::uint32_t i = 0; i < m.regions; ++i)
       if (const auto added = next.add(m.region(i), std::move(connection_.files()[i])); !added)
         return added.error();
-    return while_detached([&] {
+    return carry_out_change([&] {
       table_->take(next);
       return error::none;
     });
   }
 
   [[nodiscard]] error change_memory(const message& m) noexcept {
-    return while_detached([&] {
+    return carry_out_change([&] {
       return m.what == request::add_memory_region
                  ? table_->add(m.region(0), std::move(connection_.files()[0])).error()
                  : table_->remove(m.region(0)).error();
     });
   }
 
-  /// Changes the memory while the device does not look. Errors: `wrong_state` (it has queues and
-  /// cannot let go of them), the change's, the queues'.
-  template <class Change> [[nodiscard]] error while_detached(Change&& change) noexcept {
-    if (rings_.given() != 0 && !rings_.is_resumable) return error::wrong_state;
-    const bool was_attached = rings_.is_attached();
-    rings_.pause();
-    const error why = change();
-    if (rings_.given() == 0) return why;
-    ring_description descriptions[Queues];
-    describe(descriptions);
-    const auto due = rings_.move(descriptions, was_attached);
+  template <class Change> [[nodiscard]] error carry_out_change(Change&& change) noexcept {
+    auto due = queues_.while_detached(change);
     if (!due) return due.error();
+    // The device has done what was due; the change may have been refused all the same.
+    const error why = due->needs_reset ? error::none : std::exchange(due->failure, error::none);
     perform(*due);
     return why;
   }
 
   [[nodiscard]] answer get_base(std::uint16_t i) noexcept {
-    queue& q = queues_[i];
-    if (rings_.has(i)) {
-      actions due;
-      const auto base = rings_.stop(i, due);
-      if (!base) return {base.error()};
-      perform(due);
-      q.ring.base = *base;
-      q.ring.is_own_base = true;
-    }
-    q.available.close();
-    q.is_polled = q.is_notified = false;
-    q.is_stopped = true;
-    return answered(queue_value{i, q.ring.base});
-  }
-
-  [[nodiscard]] error enable(std::uint16_t i, bool is_on) noexcept {
-    queue& q = queues_[i];
-    q.is_enabled = is_on;
-    if (!rings_.has(i)) return is_on ? start_ready().error() : error::none;
-    if (running() == 0) {
-      rings_.pause();
-      return error::none;
-    }
-    if (!is_on) return error::none;
-    const auto due = rings_.go_on();
-    if (!due) return due.error();
-    perform(*due);
-    process(i);
-    return error::none;
+    if (const error e = carry_out(queues_.stop(i)); e != error::none) return {e};
+    return answered(queue_value{i, queues_[i].ring.base});
   }
 
   [[nodiscard]] error set_status(std::uint64_t bits) noexcept {
@@ -637,7 +483,7 @@ class back_end {
       return error::none;
     }
     status_ = static_cast<std::uint8_t>(bits | (status_ & status::needs_reset));
-    return (bits & status::driver_ok) != 0 ? start_ready(true).error() : error::none;
+    return (bits & status::driver_ok) != 0 ? carry_out(queues_.start_ready(true)) : error::none;
   }
 
   // Chains in flight.
@@ -651,12 +497,12 @@ class back_end {
   [[nodiscard]] answer get_in_flight(const message& m) noexcept {
     in_flight_area area = m.in_flight;
     area.offset = area.size = 0;
-    error why = rings_.given() != 0 ? error::wrong_state : error::none;
+    error why = queues_.rings().given() != 0 ? error::wrong_state : error::none;
     if (why == error::none && !is_area(area)) why = error::in_flight_invalid;
     file made;
     if (why == error::none) {
-      area.size = area.queues *
-                  in_flight::region_bytes(area.queue_size, accepted_.test(feature::ring_packed));
+      area.size = area.queues * in_flight::region_bytes(
+                                    area.queue_size, queues_.features().test(feature::ring_packed));
       made = file(memfd_create("ballast-in-flight", MFD_CLOEXEC | MFD_ALLOW_SEALING));
       if (!made.is_open() || ftruncate(made.get(), static_cast<off_t>(area.size)) != 0 ||
           fcntl(made.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
@@ -674,7 +520,7 @@ class back_end {
   }
 
   [[nodiscard]] error set_in_flight(const message& m) noexcept {
-    if (rings_.given() != 0) return error::wrong_state;
+    if (queues_.rings().given() != 0) return error::wrong_state;
     if (!is_area(m.in_flight)) return error::in_flight_invalid;
     return take_in_flight(connection_.files()[0], m.in_flight);
   }
@@ -687,22 +533,19 @@ class back_end {
     auto mapping = file_mapping::of(from, area.offset + area.size);
     if (!mapping) return mapping.error();
     in_flight_ = std::move(*mapping);
-    rings_.set_in_flight(in_flight_.bytes().subspan(static_cast<std::size_t>(area.offset)),
-                         area.queues, area.queue_size);
+    queues_.set_in_flight(in_flight_.bytes().subspan(static_cast<std::size_t>(area.offset)),
+                          area.queues, area.queue_size);
     return error::none;
   }
 
   Device* device_;
   memory_table* table_;
   back_end_options options_;
-  device_rings<Device, QueueSize, Queues, E> rings_;
+  queue_set<Device, QueueSize, Queues, E> queues_;
   connection connection_;
-  file back_end_channel_;
+  back_end_channel channel_;
   file_mapping in_flight_;
-  queue queues_[Queues];
-  feature_set accepted_;
-  std::uint64_t feature_bits_ = 0; ///< accepted, with that of protocol features
-  std::uint64_t protocol_ = 0;
+  std::uint64_t protocol_ = 0; ///< features negotiated
   std::uint64_t more_work_ = 0;
   back_end_counters counters_;
   error failure_ = error::none;

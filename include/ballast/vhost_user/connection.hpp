@@ -10,7 +10,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <poll.h>
 #include <span>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -133,27 +132,5 @@ class connection {
   std::size_t received_ = 0;
   std::byte bytes_[sizeof(message_header) + payload_max];
 };
-
-/// Signals an eventfd, or a pipe: by exactly 8 bytes, as the other end reads them. False where it
-/// is gone. A pipe that is full has been signalled already. Ignore SIGPIPE: the other end of a
-/// pipe may close at any time.
-inline bool signal(const file& to) noexcept {
-  if (!to.is_open()) return true; // the other side polls
-  pollfd ready{to.get(), POLLOUT, 0};
-  if (poll(&ready, 1, 0) < 0 || (ready.revents & (POLLERR | POLLNVAL)) != 0) return false;
-  if ((ready.revents & POLLOUT) == 0) return true;
-  const std::uint64_t one = 1;
-  return write(to.get(), &one, sizeof(one)) == sizeof(one) || errno == EAGAIN;
-}
-
-/// Takes what was signalled; false where nothing will come any more.
-inline bool take_signal(const file& from) noexcept {
-  pollfd ready{from.get(), POLLIN, 0};
-  if (poll(&ready, 1, 0) <= 0) return true;
-  if ((ready.revents & POLLIN) == 0) return false;
-  std::uint64_t count = 0;
-  const ssize_t got = read(from.get(), &count, sizeof(count));
-  return got > 0 || (got < 0 && (errno == EAGAIN || errno == EINTR));
-}
 
 } // namespace ballast::vhost_user
