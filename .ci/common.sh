@@ -15,7 +15,7 @@ relacy_packages=(relacy-dev)
 cross_packages=(g++-s390x-linux-gnu g++-aarch64-linux-gnu qemu-user-static)
 uml_packages=(user-mode-linux busybox-static)
 # The guests' kernels are only unpacked, see tests/interop/guest_images.sh.
-guest_packages=(qemu-system-x86 seabios busybox-static cpio xz-utils nlohmann-json3-dev)
+guest_packages=(qemu-system-x86 gcc busybox-static cpio xz-utils nlohmann-json3-dev)
 peer_packages=(libatomic-queue-dev gnuplot-nox python3)
 fuzz_packages=(clang-19 libclang-rt-19-dev)
 
@@ -107,6 +107,9 @@ check() {
   fi
 }
 
+# A file that gets the lines of every script that is counted; none where empty.
+checks_log=
+
 # count_script NAME COMMAND...: counts the ok/FAIL/skip lines of a script. One that prints none of
 # them is itself one check: 0 is ok, 77 is skip, and its last line is the reason.
 count_script() {
@@ -115,6 +118,7 @@ count_script() {
   log=$(mktemp)
   "$@" < /dev/null | tee "$log"
   status=${PIPESTATUS[0]}
+  [ -z "$checks_log" ] || cat "$log" >> "$checks_log"
   lines=$(grep -c -E '^(ok|FAIL|skip) ' "$log")
   passed=$((passed + $(grep -c '^ok ' "$log")))
   failed=$((failed + $(grep -c '^FAIL ' "$log")))

@@ -282,7 +282,12 @@ class balloon {
     report_->say("statistics", statistics_json(s),
                  is_table ? statistics_table(s, v) : statistics_line(s));
     if (is_table) say_totals();
-    if (baseline_) report_->say("verdict", verdict_json(v, window), verdict_line(v, window));
+    if (baseline_)
+      report_->say("verdict", verdict_json(v, window),
+                   verdict_line(v, window) +
+                       (is_table && v.is_degraded
+                            ? "\n            (degraded: this kernel lacks counters that decide)"
+                            : ""));
     if (v.rule != ballast::balloon::rule_id::window_too_short) baseline_ = s;
   }
 

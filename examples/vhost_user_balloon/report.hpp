@@ -85,8 +85,11 @@ class report {
   std::string line =
       "statistics: balloon " + human_size(ballast::balloon::bytes_of(s.actual_pages));
   for (const auto& row : ballast::balloon::statistic_table)
-    if (row.kind == ballast::balloon::statistic_kind::gauge && s.has(row.tag))
-      line += std::string(", ") + row.name + " " + human_size(s.value(row.tag));
+    if (row.kind == ballast::balloon::statistic_kind::gauge && s.has(row.tag)) {
+      std::string what = row.name;
+      if (const auto at = what.find("-memory"); at != std::string::npos) what.erase(at);
+      line += ", " + what + " " + human_size(s.value(row.tag));
+    }
   return line;
 }
 
@@ -143,7 +146,6 @@ class report {
   std::string line = "pressure:   " + std::string(is_unknown(v.rule) ? "unknown" : name(v.level)) +
                      ", rule " + id(v.rule) + " (" + name(v.rule) + "), because of " +
                      (cause.empty() ? "nothing" : cause) + ", in " + human_seconds(window);
-  if (v.is_degraded) line += "; degraded: this kernel lacks counters that decide";
   if (v.is_self_inflicted) line += "; the balloon grew";
   return line;
 }

@@ -41,6 +41,19 @@
 #include <ballast/memory/fence.hpp>
 #include <ballast/memory/guest_memory.hpp>
 #include <ballast/result.hpp>
+#include <ballast/transport/device_registers.hpp>
+#include <ballast/transport/mmio.hpp>
+#include <ballast/transport/mmio_device.hpp>
+#include <ballast/transport/mmio_driver.hpp>
+#include <ballast/transport/msix.hpp>
+#include <ballast/transport/pci.hpp>
+#include <ballast/transport/pci_capabilities.hpp>
+#include <ballast/transport/pci_config_space.hpp>
+#include <ballast/transport/pci_device.hpp>
+#include <ballast/transport/pci_driver.hpp>
+#include <ballast/transport/pci_legacy_driver.hpp>
+#include <ballast/transport/pci_registers.hpp>
+#include <ballast/transport/register_region.hpp>
 #include <ballast/version.hpp>
 #include <ballast/virtio/actions.hpp>
 #include <ballast/virtio/config_space.hpp>
@@ -59,6 +72,7 @@
 #include <ballast/virtqueue/packed_driver.hpp>
 #include <ballast/virtqueue/packed_rings.hpp>
 #include <ballast/virtqueue/queue_state.hpp>
+#include <ballast/virtqueue/resumable_device.hpp>
 #include <ballast/virtqueue/split_device.hpp>
 #include <ballast/virtqueue/split_driver.hpp>
 #include <ballast/virtqueue/split_rings.hpp>

@@ -37,6 +37,24 @@ constexpr auto places = [](auto check) {
 };
 BOTH("a queue lies in one piece: its rings, then its buffer", places)
 
+constexpr auto places_legacy = [](auto check) {
+  constexpr std::uint32_t alignment = 64;
+  for (const guest_address at : {16u, 48u, 64u, 80u, 4096u}) {
+    const auto p = balloon::place_request_queue(at, 8, 100, {}, alignment);
+    const guest_address begin = (at + 63) / 64 * 64;
+    const auto rings = split::place_legacy(begin, 8, alignment);
+    check(rings.has_value() && p.layout == rings->layout && p.data == rings->end);
+    check(p.layout.descriptor_area == begin && p.layout.device_area % alignment == 0);
+    check(p.end % 16 == 0 && p.end >= p.data + 100);
+    check(p.end - at <= balloon::request_queue_bytes(8, 100, alignment));
+  }
+  check(balloon::place_request_queue(16, 8, 100, {}, alignment).end - 16 ==
+        balloon::request_queue_bytes(8, 100, alignment));
+  check(balloon::request_queue_bytes(9, 100, alignment) ==
+        balloon::request_queue_bytes(8, 100, alignment));
+};
+BOTH("a queue of a legacy transport lies aligned, as its layout says", places_legacy)
+
 struct bench {
   ram_type ram;
   device_type device{ram};
@@ -73,6 +91,35 @@ constexpr auto starts = [](auto check) {
   check(outside.start().error() == error::not_guest_memory);
 };
 BOTH("a queue takes what the device has, and says what it lacks", starts)
+
+/// A transport that leaves the driver no choice of size and place.
+struct legacy_device : device_type {
+  using device_type::device_type;
+  static constexpr std::uint32_t queue_alignment = 64;
+};
+static_assert(balloon::queue_alignment_of<device_type>() == 0 &&
+              balloon::queue_alignment_of<legacy_device>() == 64);
+
+constexpr auto starts_legacy = [](auto check) {
+  const auto start = [](std::uint32_t size_max, guest_address& at, queue_layout& got) {
+    ram_type ram;
+    legacy_device device(ram);
+    device.sizes[2] = size_max;
+    std::array<driver_slot, 8> slots{};
+    queue_type queue(slots);
+    const auto done = queue.start(ram, device, 2, 1, at, 100, {}, 0);
+    got = device.layout(2);
+    return done.error();
+  };
+  guest_address at = 80;
+  queue_layout got;
+  check(start(4, at, got) == error::none); // all that the device gives, though there are more slots
+  check(got == split::place_legacy(128, 4, 64)->layout);
+  check(at - 80 <= balloon::request_queue_bytes(4, 100, 64));
+  check(start(16, at, got) == error::storage_too_small &&
+        start(7, at, got) == error::invalid_queue_size);
+};
+BOTH("a queue of a legacy transport has as many entries as the device gives it", starts_legacy)
 
 constexpr auto round_trip = [](auto check) {
   bench b;

@@ -92,7 +92,7 @@ one_test_file_per_header() {
 }
 
 # Programs of their own, which the build of the tests does not list.
-own_programs='^(codegen|relacy|fuzz|interop)/'
+own_programs='^(codegen|relacy|fuzz|interop|checks)/'
 
 # Each source is named in the meson.build of its directory.
 sources_are_listed() {

@@ -508,7 +508,7 @@ def as_text():
     found = one.line("the driver runs")
     check("packed rings, if both like", found and "RING_PACKED" in found, found)
     found = one.line("statistics:")
-    check("a line of statistics", found and "total-memory 5.7 MiB" in found, found)
+    check("a line of statistics", found and "total 5.7 MiB" in found, found)
     found = one.line("pressure:")
     check("a line with the verdict", found and "none, rule T14 (none), because of nothing" in found, found)
     manager.ask("balloon", value=1)

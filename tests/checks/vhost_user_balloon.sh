@@ -27,7 +27,7 @@ demo() {
   shift 2
   timeout 300 "$root/examples/run" real-guest --demo "$@" > "$scratch/demo" 2> "$scratch/errors" < /dev/null ||
     { echo "exit status $?"; tail -n 20 "$scratch/demo" "$scratch/errors"; }
-  for line in "$option" "the driver runs, with .*STATS_VQ" "^statistics: balloon 0 B, .*total-memory [0-9.]+ MiB" \
+  for line in "$option" "the driver runs, with .*STATS_VQ" "^statistics: balloon 0 B, .*total [0-9.]+ MiB" \
     "^pressure: +[a-z]+, rule [A-Z0-9]+ \([a-z_]+\), because of" "^> target 64M" \
     "^balloon: 64.0 MiB, as asked for" "^ +total-memory +[0-9]+ bytes" \
     "64.0 MiB of 64.0 MiB; [0-9.]+ MiB given back" "^balloon: 0 B, as asked for" "rose again"; do

@@ -8,6 +8,7 @@
 #include <ballast/memory/mapped_memory.hpp>
 
 #include "../../examples/qemu/socket.hpp"
+#include "kept_state.hpp"
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -15,6 +16,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -29,15 +31,19 @@ class guest_ram {
     std::uint64_t address, size, offset;
     friend bool operator==(const piece&, const piece&) = default;
   };
-  static constexpr std::uint32_t pfns_max = 1u << 20; ///< guests of up to 4 GiB
+  static constexpr std::uint32_t pfns_max = kept_state::pfns_max; ///< guests of up to 4 GiB
 
   guest_ram() : own_(pfns_max / 8), balloon_(own_.data()) {}
   guest_ram(const guest_ram&) = delete;
   guest_ram& operator=(const guest_ram&) = delete;
   ~guest_ram() { unmap(); }
 
-  /// Notes the balloon's pages elsewhere: a byte for 8, `pfns_max` in all, none of them set.
-  void keep_balloon_at(unsigned char* bytes) { balloon_ = bytes; }
+  /// Notes the balloon's pages there, and goes on with those that are.
+  void keep_at(kept_state& state) {
+    kept_ = &state;
+    balloon_ = state.balloon;
+    pages_ = count();
+  }
 
   /// Whether it is another memory than what is mapped.
   [[nodiscard]] bool differs(std::span<const piece> pieces,
@@ -71,6 +77,7 @@ class guest_ram {
       return false;
     if (is_tracking_)
       each_page(address, size, [&](std::uint32_t pfn) {
+        if (kept_ != nullptr) kept_->pass(moment::discard);
         inflated_twice_ += is_inflated(pfn);
         pages_ += !is_inflated(pfn);
         balloon_[pfn / 8] = static_cast<unsigned char>(balloon_[pfn / 8] | 1u << pfn % 8);
@@ -99,6 +106,12 @@ class guest_ram {
   [[nodiscard]] std::uint32_t pages() const { return pages_; }
   [[nodiscard]] bool is_inflated(std::uint32_t pfn) const {
     return pfn < pfns_max && (balloon_[pfn / 8] >> pfn % 8 & 1) != 0;
+  }
+  [[nodiscard]] std::uint32_t count() const {
+    std::uint32_t n = 0;
+    for (std::uint32_t i = 0; i < pfns_max / 8; ++i)
+      n += static_cast<std::uint32_t>(std::popcount(balloon_[i]));
+    return n;
   }
   [[nodiscard]] std::uint64_t inflated_twice() const { return inflated_twice_; }
   [[nodiscard]] std::uint64_t deflated_unknown() const { return not_inflated_; }
@@ -184,6 +197,7 @@ class guest_ram {
   ballast::mapped_memory memory_;
   std::vector<unsigned char> own_;
   unsigned char* balloon_;
+  kept_state* kept_ = nullptr;
   std::uint32_t pages_ = 0;
   std::uint64_t inflated_twice_ = 0, not_inflated_ = 0, hinted_ = 0;
   bool is_tracking_ = true;

@@ -49,6 +49,15 @@ struct set_up {
   unsigned memory = 640; ///< MiB
 };
 
+[[nodiscard]] guest_options guest_of(const set_up& from);
+/// A device with these features, and those of the set-up.
+[[nodiscard]] pci_proxy::options device_of(const set_up& from, ballast::feature_set balloon);
+/// What `dmesg` said in a good run.
+void check_messages(checks& to, const std::string& said);
+
+/// The process that serves the device is killed, over and over. False where a check failed.
+[[nodiscard]] bool run_resume(const set_up& from, const std::string& name);
+
 class scenario : public checks {
  public:
   scenario(const set_up& from, std::string name);
@@ -56,8 +65,6 @@ class scenario : public checks {
   [[nodiscard]] bool is_6_1() const { return is_6_1_; }
   [[nodiscard]] bool is_legacy() const { return set_up_.transport == "legacy"; }
 
-  /// A device with these features, and those of the set-up.
-  [[nodiscard]] pci_proxy::options device_with(ballast::feature_set balloon) const;
   /// Up to the shell and the driver.
   bool boots(const ballast::feature_set& expected);
   /// Takes the device out of the guest's PCI bus and puts another one in; its driver starts.

@@ -385,6 +385,8 @@ int main(int argc, char** argv) {
   const bool is_poisoning = std::ranges::find(scenarios, "poison") != scenarios.end();
   if (is_poisoning) from.kernel_options = "page_poison=1";
 
+  if (scenarios[0] == "resume") return interop::run_resume(from, name) ? 0 : 1;
+
   scenario s(from, name);
   if (!s.boots(everything)) {
     std::fputs(s.linux().console().c_str(), stderr);

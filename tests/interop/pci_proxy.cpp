@@ -9,6 +9,8 @@
 
 namespace interop {
 
+using window_type = ballast::mapped_memory::window_type;
+
 pci_proxy_message pci_proxy_message::reply_of(std::uint64_t value) {
   pci_proxy_message made;
   made.head = {reply, 0, sizeof(value)};
@@ -80,11 +82,74 @@ void pci_proxy::carry_out(ballast::actions due) {
   while (true) {
     if (due.failure != ballast::error::none) failure_ = due.failure;
     interrupt(due);
-    if (due.more_work == 0) return;
+    if (due.more_work == 0) break;
     ballast::actions more;
     for (std::uint16_t i = 0; i < 64; ++i)
       if (((due.more_work >> i) & 1) != 0) more |= bus_->process(i, budget);
+    if (kept_ != nullptr && more.notify_queues != 0) kept_->pass(moment::published);
     due = more;
+  }
+  save();
+}
+
+bool pci_proxy::answer(std::uint64_t value) {
+  ++replies_;
+  last_reply_ = value;
+  save();
+  if (kept_ != nullptr) kept_->pass(moment::saved);
+  return send(connection_.get(), pci_proxy_message::reply_of(value));
+}
+
+void pci_proxy::save() {
+  if (kept_ == nullptr || is_to_resume_) return;
+  kept_->failure = static_cast<std::uint32_t>(failure_);
+  kept_->keep({replies_, last_reply_, bus_->state(), device_->save()});
+}
+
+ballast::result<void> pci_proxy::keep_at(kept_state& state) {
+  kept_ = &state;
+  ram_.keep_at(state);
+  if (!state.has_any()) return {};
+  const kept_state::half& last = state.last();
+  replies_ = last.replies;
+  last_reply_ = last.reply;
+  if (const auto restored = device_->restore(last.device); !restored) return restored;
+  bus_->restore(last.bus);
+  is_to_resume_ = bus_->is_live();
+  return {};
+}
+
+void pci_proxy::resume() {
+  std::array<ballast::device_queue_state, kept_state::queues> positions{};
+  const bool is_packed = bus_->accepted().test(ballast::feature::ring_packed);
+  for (std::size_t i = 0; i < bus_->queues().size(); ++i) {
+    const ballast::queue_layout& layout = bus_->queues()[i];
+    if (layout.size == 0) continue;
+    const auto at = logs_[i].resume(window_type(kept_->in_flight[i]), ram_.memory(), layout,
+                                    is_packed, 0);
+    if (at)
+      positions[i] = *at;
+    else
+      failure_ = at.error();
+  }
+  is_to_resume_ = false;
+  ++kept_->resumed;
+  perform(device_->resume(bus_->accepted(), bus_->queues(), memory_, positions));
+}
+
+// The log of a queue has to be there before the device is.
+void pci_proxy::follow_queues() {
+  if (kept_ == nullptr || bus_->is_live()) return;
+  const bool is_packed = bus_->accepted().test(ballast::feature::ring_packed);
+  for (std::size_t i = 0; i < bus_->queues().size() && i < logs_.size(); ++i) {
+    const ballast::queue_layout& layout = bus_->queues()[i];
+    if ((layout.size != 0) == logs_[i].is_on()) continue;
+    logs_[i].stop();
+    std::memset(kept_->in_flight[i], 0, sizeof(kept_->in_flight[i]));
+    if (layout.size == 0) continue;
+    const auto at = logs_[i].resume(window_type(kept_->in_flight[i]), ram_.memory(), layout,
+                                    is_packed, is_packed ? 0x8000 : 0);
+    if (!at) failure_ = at.error();
   }
 }
 
@@ -96,7 +161,7 @@ void pci_proxy::interrupt(const ballast::actions& due) {
     ++counted_.messages;
     wires_.send_message(message.address, message.data);
   }
-  if (now.line == is_line_raised_) return;
+  if (is_line_raised_ == now.line) return;
   is_line_raised_ = now.line;
   counted_.line_rises += now.line;
   wires_.set_line(now.line);
@@ -104,6 +169,7 @@ void pci_proxy::interrupt(const ballast::actions& due) {
 
 bool pci_proxy::handle(pci_proxy_message& got) {
   using message = pci_proxy_message;
+  if (kept_ != nullptr && got.wants_reply()) kept_->pass(moment::request);
   switch (got.head.command) {
   case message::sync_memory: return take_memory(got);
   case message::set_interrupt_file: return true;
@@ -128,7 +194,10 @@ bool pci_proxy::handle(pci_proxy_message& got) {
   }
   case message::write_bar:
   case message::read_bar: return handle_bar(got);
-  default: return false;
+  default:
+    if (got.head.command < message::first_other || !on_other_) return false;
+    on_other_(got);
+    return true;
   }
 }
 
@@ -149,6 +218,7 @@ bool pci_proxy::handle_bar(const pci_proxy_message& got) {
   }
   const ballast::actions due = bus_->write(bar->bar, bar->offset, access.width, access.value);
   counted_.notifications += due.more_work != 0;
+  follow_queues();
   // The guest goes on while the queue is processed.
   if (!answer(0)) return false;
   carry_out(due);
@@ -164,9 +234,13 @@ bool pci_proxy::take_memory(pci_proxy_message& got) {
   if (!ram_.differs(pieces, got.files)) return true;
   ++counted_.memory_tables;
   const bool is_live = bus_->is_live();
-  if (is_live) device_->detach();
+  if (is_live && !is_to_resume_) device_->detach();
   if (!ram_.map(pieces, got.files)) return false;
-  if (is_live) perform(device_->attach(bus_->queues(), ram_.memory()));
+  memory_ = memory_type(ram_.memory(), logs_);
+  if (is_to_resume_)
+    resume();
+  else if (is_live)
+    perform(device_->attach(bus_->queues(), memory_));
   return true;
 }
 

@@ -9,6 +9,7 @@
 #include <ballast/balloon/device.hpp>
 #include <ballast/memory/mapped_memory.hpp>
 #include <ballast/transport/pci_device.hpp>
+#include <ballast/vhost_user/in_flight_memory.hpp>
 
 #include "../../examples/qemu/socket.hpp"
 #include "guest_ram.hpp"
@@ -35,6 +36,7 @@ struct pci_proxy_message {
     read_bar = 5,
     set_interrupt_file = 6, ///< of use with KVM only. No reply.
     reset = 7,
+    first_other = 100, ///< from here on they are not QEMU's
   };
   static constexpr std::size_t regions_max = 8;
   struct header {
@@ -83,8 +85,13 @@ struct interrupt_wires {
 /// Serves one balloon device.
 class pci_proxy {
  public:
-  using device_type = ballast::balloon::device<ballast::mapped_memory, guest_ram, 256>;
-  using bus_type = ballast::pci_device<device_type, ballast::mapped_memory>;
+  /// Notes which chains are held, if there is a `kept_state`.
+  using memory_type =
+      ballast::vhost_user::in_flight_memory<ballast::mapped_memory,
+                                            ballast::mapped_memory::window_type,
+                                            kept_state::queue_size>;
+  using device_type = ballast::balloon::device<memory_type, guest_ram, kept_state::queue_size>;
+  using bus_type = ballast::pci_device<device_type, memory_type>;
 
   struct options {
     ballast::balloon::device_options device;
@@ -101,8 +108,16 @@ class pci_proxy {
   void plug(const options& made_of) {
     bus_.reset();
     device_.emplace(ram_, made_of.device);
-    bus_.emplace(*device_, ram_.memory(), made_of.bus);
+    bus_.emplace(*device_, memory_, made_of.bus);
   }
+
+  /// Keeps there what another process needs to go on; goes on if there is something. The memory
+  /// comes later, then its queues begin where they were.
+  /// Errors: the device's.
+  [[nodiscard]] ballast::result<void> keep_at(kept_state& state);
+  void save();
+  /// What comes with a command of `first_other` and above.
+  void on_other(std::function<void(const pci_proxy_message&)> what) { on_other_ = std::move(what); }
 
   /// Waits for a message, or for something to read from one of the other files, and handles it.
   /// False when QEMU has gone.
@@ -146,22 +161,28 @@ class pci_proxy {
 
   bool handle(pci_proxy_message& got);
   bool handle_bar(const pci_proxy_message& got);
-  bool answer(std::uint64_t value) {
-    return send(connection_.get(), pci_proxy_message::reply_of(value));
-  }
+  bool answer(std::uint64_t value);
   bool take_memory(pci_proxy_message& got);
+  void follow_queues();
+  void resume();
   void carry_out(ballast::actions due);
   void interrupt(const ballast::actions& due);
 
   qemu::descriptor connection_;
   interrupt_wires wires_;
   guest_ram ram_;
+  std::array<memory_type::log_type, kept_state::queues> logs_;
+  memory_type memory_{ballast::mapped_memory(), logs_};
   std::optional<device_type> device_;
   std::optional<bus_type> bus_;
   std::vector<int> watched_;
+  std::function<void(const pci_proxy_message&)> on_other_;
+  kept_state* kept_ = nullptr;
+  std::uint64_t replies_ = 0, last_reply_ = 0;
   counters counted_;
   ballast::error failure_ = ballast::error::none;
-  bool is_line_raised_ = false;
+  std::optional<bool> is_line_raised_; ///< not known at first: somebody was there before
+  bool is_to_resume_ = false;
   bool is_connected_ = true;
 };
 

@@ -4,6 +4,7 @@
 #include <support/check.hpp>
 
 #include <cstdint>
+#include <initializer_list>
 #include <type_traits>
 
 namespace {

@@ -7,6 +7,7 @@
 #include <ballast/memory/array_memory.hpp>
 
 #include <cstdint>
+#include <initializer_list>
 #include <type_traits>
 
 namespace {

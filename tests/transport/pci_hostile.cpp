@@ -8,6 +8,7 @@
 #include <support/watched_function.hpp>
 
 #include <cstdint>
+#include <initializer_list>
 
 namespace {
 

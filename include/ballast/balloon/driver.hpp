@@ -84,10 +84,12 @@ class driver {
 
   /// Bytes of guest memory, from `base` on, that the driver keeps its rings and buffers in.
   static constexpr std::uint64_t memory_bytes =
-      2 * request_queue_bytes(QueueSize, array_bytes) +
-      (gives_statistics ? request_queue_bytes(QueueSize, statistics_bytes) : 0) +
-      (hints_pages ? request_queue_bytes(QueueSize, hint_queue_bytes) : 0) +
-      (reports_pages ? request_queue_bytes(report_ranges_max, 0) : 0);
+      2 * request_queue_bytes(QueueSize, array_bytes, queue_alignment_of<T>()) +
+      (gives_statistics ? request_queue_bytes(QueueSize, statistics_bytes, queue_alignment_of<T>())
+                        : 0) +
+      (hints_pages ? request_queue_bytes(QueueSize, hint_queue_bytes, queue_alignment_of<T>())
+                   : 0) +
+      (reports_pages ? request_queue_bytes(report_ranges_max, 0, queue_alignment_of<T>()) : 0);
 
   /// `base`: 16-aligned, with `memory_bytes` of guest memory in one piece behind it that never go
   /// into the balloon.

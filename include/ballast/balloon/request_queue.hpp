@@ -33,11 +33,27 @@ struct request_queue_place {
   guest_address end = 0; ///< 16-aligned
 };
 
+/// What a transport wants of the places of queues: an alignment where they lie as the legacy
+/// interface says, and have all the entries that the device gives them; 0 where neither is so.
+/// Spec: "Legacy Interfaces: A Note on Virtqueue Layout".
+template <driver_transport T> [[nodiscard]] constexpr std::uint32_t queue_alignment_of() noexcept {
+  if constexpr (requires { T::queue_alignment; })
+    return T::queue_alignment;
+  else
+    return 0;
+}
+
 /// The places of a queue of up to `entries_max` entries, in the format that `features` say, with
-/// `data_bytes` of buffer; from `at` on, which is 16-aligned.
+/// `data_bytes` of buffer; from `at` on, which is 16-aligned. With an `alignment` as the legacy
+/// interface has it, of exactly `entries_max` entries, which is a power of two.
 [[nodiscard]] constexpr request_queue_place
 place_request_queue(guest_address at, std::uint32_t entries_max, std::uint32_t data_bytes,
-                    const feature_set& features) noexcept {
+                    const feature_set& features, std::uint32_t alignment = 0) noexcept {
+  if (alignment != 0) {
+    const guest_address begin = (at + alignment - 1) & ~(guest_address{alignment} - 1);
+    const auto rings = split::place_legacy(begin, entries_max, alignment);
+    return {rings->layout, rings->end, align16(rings->end + data_bytes)};
+  }
   const bool is_packed = features.test(ballast::feature::ring_packed);
   const auto rings =
       place_queue(at, is_packed ? entries_max : std::bit_floor(entries_max), features);
@@ -45,9 +61,12 @@ place_request_queue(guest_address at, std::uint32_t entries_max, std::uint32_t d
   return {rings.layout, data, align16(data + data_bytes)};
 }
 
-/// Bytes of guest memory that such a queue takes at most, in either format.
+/// Bytes of guest memory that such a queue takes at most, in either format, wherever it begins.
 [[nodiscard]] constexpr std::uint64_t request_queue_bytes(std::uint32_t entries_max,
-                                                          std::uint32_t data_bytes) noexcept {
+                                                          std::uint32_t data_bytes,
+                                                          std::uint32_t alignment = 0) noexcept {
+  if (alignment != 0)
+    return place_request_queue(16, std::bit_floor(entries_max), data_bytes, {}, alignment).end - 16;
   const std::uint64_t split = place_request_queue(0, entries_max, data_bytes, {}).end;
   const std::uint64_t packed =
       place_request_queue(0, entries_max, data_bytes, {ballast::feature::ring_packed}).end;
@@ -63,8 +82,9 @@ template <guest_memory M, std::endian E> class request_queue {
       : ring_(slots), entries_max_(static_cast<std::uint32_t>(slots.size())) {}
 
   /// Sets the queue up at `at`, which moves on behind it.
-  /// Errors: `queue_unavailable`, `queue_too_small` (the device has fewer than `entries_min`), the
-  /// ring's, the transport's.
+  /// Errors: `queue_unavailable`, `queue_too_small` (the device has fewer than `entries_min`),
+  /// `storage_too_small` (a transport that leaves no choice: the device has more than there are
+  /// slots), the ring's, the transport's.
   template <driver_transport T>
   constexpr result<void>
   start(M& memory, T& transport, std::uint16_t index, std::uint32_t entries_min, guest_address& at,
@@ -72,8 +92,11 @@ template <guest_memory M, std::endian E> class request_queue {
     const std::uint32_t max = transport.queue_size_max(index);
     if (max == 0) return error::queue_unavailable;
     if (max < entries_min) return error::queue_too_small;
-    const auto where =
-        place_request_queue(at, max < entries_max_ ? max : entries_max_, data_bytes, features);
+    constexpr std::uint32_t alignment = queue_alignment_of<T>();
+    if (alignment != 0 && max > entries_max_) return error::storage_too_small;
+    if (alignment != 0 && !split::is_valid_size(max)) return error::invalid_queue_size;
+    const auto where = place_request_queue(at, max < entries_max_ ? max : entries_max_, data_bytes,
+                                           features, alignment);
     if (const auto started = ring_.start(memory, where.layout, features, first_index); !started)
       return started;
     memory_ = &memory;
