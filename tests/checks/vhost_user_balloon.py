@@ -126,9 +126,12 @@ class guest:
         self.out = lines(self.process.stdout.fileno())
         self.began = self.ask("begin") if begins else None
 
-    def ask(self, what):
+    def send(self, what):
         self.process.stdin.write(what.encode() + b"\n")
         self.process.stdin.flush()
+
+    def ask(self, what):
+        self.send(what)
         return self.out.next(30)
 
     def number(self, what):
@@ -482,7 +485,17 @@ def with_guests():
     check_equal("its driver stops", second.ask("stop"), "ok")
     check_equal("and starts again, to the same target",
                 (second.ask("begin"), second.settles(4)), ("ok", "ok"))
+    waiting = guest(one, begins=False)
+    waiting.send("begin")
+    check_equal("a front end beside it waits", waiting.out.next(0.5), None)
+    one.type("target 5M")
+    check_equal("while the first is served", second.settles(5), "ok")
     second.leave()
+    check("the first leaves", one.event("disconnected"))
+    check_equal("and the other one is served",
+                (waiting.out.next(), waiting.settles(5)), ("ok", "ok"))
+    one.type("target 4M")
+    waiting.leave()
     check("it leaves", one.event("disconnected"))
     third = guest(one, begins=False)
     check_equal("a message that is none closes its connection", third.ask("raw " + "ff" * 64), "closed")
@@ -517,6 +530,11 @@ def as_text():
     manager.ask("balloon", value=63 * mebibyte)
     check_equal("the next one is reached", linux.settles(1), "ok")
     check("which is reported, too", one.line("balloon: 1.0 MiB, as asked for"))
+    check_equal("a guest without memory takes pages back", linux.ask("oom 56"), "ok")
+    found = one.line("the guest made it")
+    check("which is reported", found and "800.0 KiB" in found, found)
+    check_equal("the balloon is left at that",
+                manager.ask("query-balloon")["return"]["actual"], 64 * mebibyte - 200 * page)
     check_equal("quit ends it", (manager.ask("quit"), one.end(lambda: None)), ({"return": {}}, 0))
     linux.kill()
 

@@ -12,7 +12,9 @@ built=$1
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-if g++ -std=c++20 -O1 -Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow -Werror \
+if [ ! -x "$built/vhost_user_balloon" ]; then
+  skip "vhost_user_balloon" "it is not built: the package nlohmann-json3-dev is not installed"
+elif g++ -std=c++20 -O1 -Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow -Werror \
   -I "$root/include" "$root/tests/checks/vhost_user_front_end.cpp" -o "$scratch/front_end" >&2; then
   count_script "vhost_user_balloon" timeout 300 python3 "$root/tests/checks/vhost_user_balloon.py" \
     "$built/vhost_user_balloon" "$scratch/front_end" "$scratch"
@@ -34,13 +36,14 @@ demo() {
     grep -qE -- "$line" "$scratch/demo" || echo "no line: $line"
   done
 }
-if is_installed user-mode-linux && is_installed busybox-static; then
+if is_installed user-mode-linux && is_installed busybox-static && is_installed nlohmann-json3-dev; then
   check "examples/run real-guest --demo" demo "rose again" --
   # Linux drops the last of these, as it does not fill its free pages.
   check "examples/run real-guest --demo --hint --report --poison" \
     demo "^hinting: [0-9.]+ MiB are free" -- --hint --report --poison
 else
-  skip "examples/run real-guest --demo" "the packages user-mode-linux, busybox-static are not installed"
+  skip "examples/run real-guest --demo" \
+    "user-mode-linux, busybox-static or nlohmann-json3-dev is not installed"
 fi
 bad_options() {
   local bad

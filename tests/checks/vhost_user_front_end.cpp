@@ -13,6 +13,7 @@
 //   stress    from now on: stalls, direct scans    "ok"
 //   kill      ... and processes out of memory
 //   settle N  until the balloon has N pages        "ok", or how many it has after 10 s
+//   oom N     takes N pages back                   "ok", or what failed
 //   stop      the driver goes                      "ok"
 //   raw HEX   sends these bytes                    "closed", or "open" after 0.5 s
 //   die       ends without a word
@@ -134,6 +135,7 @@ class guest {
     if (what == "stress") return pages_.is_stressed = true, "ok";
     if (what == "kill") return pages_.is_killing = true, "ok";
     if (what == "settle") return settle(std::strtoull(argument.c_str(), nullptr, 10));
+    if (what == "oom") return deflate(std::strtoull(argument.c_str(), nullptr, 10));
     if (what == "stop") return driver_.stop().has_value() ? "ok" : "not stopped";
     if (what == "raw") return send_raw(argument);
     if (what == "die") std::_Exit(0);
@@ -156,6 +158,14 @@ class guest {
       if (due.failure != ballast::error::none || due.more_work == 0) return;
       due = driver_.step();
     }
+  }
+
+  std::string deflate(std::size_t pages) {
+    const ballast::actions due = driver_.deflate_on_oom(static_cast<std::uint32_t>(pages));
+    if (due.failure != ballast::error::none) return name(due.failure);
+    const std::size_t before = driver_.actual();
+    carry_out(due);
+    return settle(before - pages);
   }
 
   std::string settle(std::size_t pages) {

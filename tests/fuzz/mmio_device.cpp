@@ -37,10 +37,9 @@ class scenario {
                        feature::ring_packed, feature::ring_reset};
     for (unsigned bit = 0; bit < 6; ++bit)
       if ((how >> (bit + 1) & 1) != 0) options.offered.set(bit);
-    options.numbering = static_cast<balloon::queue_numbering>((how >> 7) % 3);
+    options.numbering = numbering_ = static_cast<balloon::queue_numbering>((how >> 7) % 3);
     options.buffer_pfns_max = 64;
     options.target_pages_max = 1000;
-
     host_.ram = &ram_;
     host_.is_one_batch = false;
     device_ = std::make_unique<device_type>(host_, options);
@@ -218,10 +217,12 @@ class scenario {
     case 4: due = device_->finish_hinting(); break;
     default: (void)device_->take_statistics(1);
     }
-    bool is_any_ready = false;
-    for (const queue_layout& q : bus_->queues()) is_any_ready |= q.size != 0;
-    require(is_any_ready || !bus_->is_live() || ram_.accesses == 0,
-            "without a queue there is no memory to touch");
+    bool is_ready = false; // the one queue that is touched unasked
+    const auto statistics = queue_index(queue_kind::statistics, numbering_,
+                                        device_->offered_features(), bus_->accepted());
+    if (statistics) is_ready = bus_->queues()[*statistics].size != 0;
+    require(is_ready || !bus_->is_live() || ram_.accesses == 0,
+            "without the queue there is no memory to touch");
     take(bus_->carry_out(due));
   }
 
@@ -372,6 +373,7 @@ class scenario {
 
   input& in_;
   mmio_version version_ = mmio_version::modern;
+  balloon::queue_numbering numbering_ = {};
   guest_ram ram_;
   full_host host_;
 

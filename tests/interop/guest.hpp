@@ -54,7 +54,8 @@ class guest {
 
   /// What the kernel said.
   [[nodiscard]] std::string console() const;
-  [[nodiscard]] bool is_running() { return process_.is_running(); }
+  /// Whether QEMU ends by itself in time.
+  [[nodiscard]] bool ends(qemu::milliseconds time) { return process_.wait(time).has_value(); }
   /// Why QEMU cannot be used, if so.
   [[nodiscard]] std::string error() const;
 

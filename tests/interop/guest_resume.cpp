@@ -26,6 +26,11 @@ class resume_scenario : public checks {
                guest_.error()) ||
         !check_equal("the driver loads", static_cast<unsigned>(run("insmod $balloon")), 0))
       return;
+    const auto is_live = [&] {
+      return supervisor_.state().has_any() && supervisor_.state().last().is_live;
+    };
+    run("dmesg | grep -i -E 'virtio|00:05|balloon'");
+    if (!check("it starts", run_until(is_live, 10'000), guest_.text())) return;
     settle("the balloon inflates before anything dies", 1000);
     check_equal("nothing has died", supervisor_.deaths(), 0);
 
@@ -46,8 +51,8 @@ class resume_scenario : public checks {
     run("dmesg");
     check_messages(*this, guest_.text());
     guest_.run("poweroff -f");
-    run_until([&] { return !guest_.is_running(); }, 20'000);
-    check("it powers off", !guest_.is_running());
+    run_until([] { return false; }, 20'000); // until QEMU closes its socket
+    check("it powers off", guest_.ends(qemu::milliseconds(5000)));
   }
 
  private:

@@ -162,7 +162,7 @@ void scenario::check_clean() {
   check_messages(*this, text());
   guest_.run("poweroff -f");
   run_until([] { return false; }, 20'000); // until QEMU has gone
-  check("it powers off", !server_.is_connected());
+  check("it powers off", guest_.ends(qemu::milliseconds(5000)));
 }
 
 } // namespace interop

@@ -37,6 +37,7 @@ struct kept_state {
   struct half {
     std::uint64_t replies; ///< requests of QEMU's that were done
     std::uint64_t reply;   ///< to the last one
+    bool is_live;
     ballast::pci_device_state bus;
     ballast::balloon::device_state device;
   };

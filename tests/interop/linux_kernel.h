@@ -21,7 +21,7 @@ struct linux_hardware {
 };
 
 // Guest-physical addresses begin there; RAM is a whole number of blocks of 4 MiB.
-enum { linux_ram_begin = 0x40000000 };
+enum { linux_ram_begin = 0x140000000 };
 
 void linux_boot(const struct linux_hardware* on, void* ram, size_t bytes);
 // virtio_mmio_probe() and all that follows from it: 0 or a negative errno.

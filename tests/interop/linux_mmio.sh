@@ -4,7 +4,8 @@
 #
 # Linux's balloon driver, virtio core, virtio-mmio transport and rings (drivers/virtio/
 # virtio_balloon.c, virtio.c, virtio_mmio.c, virtio_ring.c) in one process with our balloon device
-# behind our mmio registers, version 2 and 1: builds the program and runs it, a line for each check.
+# behind our mmio registers, version 2 and 1: builds linux_mmio.cpp and linux_mmio_chains.cpp and runs
+# them, a line for each check.
 #
 # DIRECTORY is one that linux_rings.sh was run for: the sources are in DIRECTORY/linux. They are
 # GPL-2.0: what is built here is for testing, not for passing on. What they want of the rest of a
@@ -56,8 +57,11 @@ build_all() {
   for source in "$tree"/drivers/virtio/virtio{,_mmio,_balloon,_ring}.c "$here/linux_kernel.c"; do
     compile "$source" || return
   done
-  g++ -std=c++20 -O2 -g -Wall -Wextra -Werror -I "$root/include" -I "$root/tests" \
-    "$here/linux_mmio.cpp" "$parts"/*.o -o "$parts/linux_mmio"
+  local program
+  for program in linux_mmio linux_mmio_chains; do
+    g++ -std=c++20 -O2 -g -Wall -Wextra -Werror -I "$root/include" -I "$root/tests" \
+      "$here/$program.cpp" "$parts"/*.o -o "$parts/$program" || return
+  done
 }
 
 say "building Linux's balloon ..."
@@ -65,4 +69,7 @@ if ! build_all >&2; then
   fail "Linux's mmio" "does not build, see above"
   exit 1
 fi
-timeout 120 "$parts/linux_mmio"
+status=0
+timeout 120 "$parts/linux_mmio" || status=1
+timeout 120 "$parts/linux_mmio_chains" || status=1
+exit $status

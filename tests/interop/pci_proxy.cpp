@@ -103,7 +103,7 @@ bool pci_proxy::answer(std::uint64_t value) {
 void pci_proxy::save() {
   if (kept_ == nullptr || is_to_resume_) return;
   kept_->failure = static_cast<std::uint32_t>(failure_);
-  kept_->keep({replies_, last_reply_, bus_->state(), device_->save()});
+  kept_->keep({replies_, last_reply_, bus_->is_live(), bus_->state(), device_->save()});
 }
 
 ballast::result<void> pci_proxy::keep_at(kept_state& state) {
@@ -115,6 +115,7 @@ ballast::result<void> pci_proxy::keep_at(kept_state& state) {
   last_reply_ = last.reply;
   if (const auto restored = device_->restore(last.device); !restored) return restored;
   bus_->restore(last.bus);
+  is_line_raised_.reset();
   is_to_resume_ = bus_->is_live();
   return {};
 }

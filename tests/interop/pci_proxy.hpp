@@ -181,7 +181,7 @@ class pci_proxy {
   std::uint64_t replies_ = 0, last_reply_ = 0;
   counters counted_;
   ballast::error failure_ = ballast::error::none;
-  std::optional<bool> is_line_raised_; ///< not known at first: somebody was there before
+  std::optional<bool> is_line_raised_ = false; ///< none: somebody was there before
   bool is_to_resume_ = false;
   bool is_connected_ = true;
 };

@@ -4,7 +4,8 @@
 
     support_matrix.py show LOG            the table
     support_matrix.py readme LOG README   rewrites the block between the README's markers
-    support_matrix.py check LOG README    says where README differs from what LOG shows; exit status 1
+    support_matrix.py check LOG README    says where README differs from what LOG shows, and exits with
+                                          1 then; with 77, "skipped", where LOG is not of a whole run
 
 LOG holds the suite's lines "ok NAME", "FAIL NAME: why" and "skip NAME: why". Which names stand for
 which feature and peer is in support_matrix.tsv: feature, peer and a regular expression that must
@@ -35,6 +36,12 @@ def results(log):
             if line.startswith(("ok ", "FAIL ")):
                 said, name = line.rstrip("\n").split(None, 1)
                 yield name, said == "ok"
+
+
+def left_out(log):
+    """Why the first check that was not made was not."""
+    with open(log, encoding="utf-8", errors="replace") as file:
+        return next((line.strip() for line in file if line.startswith("skip ")), None)
 
 
 def table(log):
@@ -74,6 +81,9 @@ def main():
         with open(arguments[2], "w", encoding="utf-8") as file:
             file.write(f"{before}\n{table(arguments[1])}\n\n{after}")
     elif len(arguments) == 3 and arguments[0] == "check":
+        if left_out(arguments[1]):
+            print("not all of the suite has run: " + left_out(arguments[1]))
+            sys.exit(77)
         _, block, _ = parts(arguments[2])
         shown, seen = block.strip().splitlines(), table(arguments[1]).splitlines()
         for line in shown:

@@ -196,6 +196,13 @@ constexpr auto stuck = [](auto check) {
   check(driver.reset_queue(0).error() == error::reset_incomplete); // under way
   r.set(at::queue_reset, 0);
   check(driver.reset_queue(0).has_value());
+
+  fake_registers old; // and one that does not take a queue
+  old.set(at::magic_value, 0x74726976);
+  old.set(at::version, 1);
+  old.set(at::queue_size_max, 64);
+  const auto whole = ballast::split::place_legacy(0x5000, 64, 4096)->layout;
+  check(fake_driver({&old}).set_up_queue(0, whole).error() == error::wrong_state);
 };
 BOTH("a device that does not give a queue back is waited for so long and no longer", stuck)
 
@@ -310,6 +317,8 @@ constexpr auto legacy = [](auto check) {
   check(m.driver.stop_queue(2).has_value());
   check(refusal({64, 0x8000, 0x8400, 0x8500 + 8}) == error::misaligned);
   check(refusal({64, 0x8008, 0x8408, 0x9000}) == error::misaligned);
+  // Two entries: the used ring is 4 bytes farther than where QEMU computes it to be.
+  check(refusal(ballast::split::place(0x8000, 2).layout) == error::misaligned);
   check(refusal({63, 0x8000, 0x8400, 0x9000}) == error::invalid_queue_size);
   check(refusal({0, 0x8000, 0x8400, 0x9000}) == error::invalid_queue_size);
   check(refusal(ballast::split::place_legacy(0, 64, 4096)->layout) == error::page_out_of_range);

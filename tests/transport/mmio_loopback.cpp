@@ -121,10 +121,10 @@ constexpr auto legacy_events = [](auto check) {
   exchange<4>(check, mmio_version::legacy, by_event, 2);
 };
 BOTH("a balloon over virtio-mmio, suppression by flags (MM-6)", split_flags)
-BOTH("... by event index", split_events)
+BOTH("... suppression by event index", split_events)
 BOTH("... over packed rings", packed_events)
 BOTH("a balloon over legacy virtio-mmio (BLEG-1)", legacy_flags)
-BOTH("... by event index", legacy_events)
+BOTH("... legacy, by event index", legacy_events)
 
 TEST_CASE("a balloon over virtio-mmio, thousands of times and with larger queues") {
   for (const feature_set& features :

@@ -268,9 +268,9 @@ TEST_CASE("killed with the statistics buffer and three others: each is returned 
     }
     CHECK(second.kill_it());
     for (const std::uint16_t q : {inflateq, statsq}) s.reclaim(q);
-    for (const auto& [token, times] : s.returned) {
-      INFO("token ", token);
-      CHECK(times == 1);
+    for (const auto& back : s.returned) {
+      INFO("token ", back.first);
+      CHECK(back.second == 1);
     }
     CHECK(s.returned.size() == 20 + 1 + 4 + 20);
   }

@@ -205,12 +205,13 @@ class mmio_device {
   }
 
   constexpr actions enable_legacy(std::uint32_t pfn) noexcept {
+    if (const actions kept = stage(queue_area::descriptor, pfn); kept.failure != error::none)
+      return kept;
+    if (guest_page_size_ == 0) return refused(error::wrong_state);
     const queue_layout staged = registers_.staged();
     const std::uint64_t base = std::uint64_t{pfn} * guest_page_size_;
     const auto layout = mmio_legacy_layout(base, staged.size, staged.device_area);
-    if (!layout) return refused(guest_page_size_ == 0 ? error::wrong_state : layout.error());
-    if (const actions kept = stage(queue_area::descriptor, pfn); kept.failure != error::none)
-      return kept;
+    if (!layout) return refused(layout.error());
     return registers_.enable_queue(*layout);
   }
 

@@ -7,6 +7,7 @@
 #include <ballast/vhost_user/in_flight_memory.hpp>
 #include <ballast/vhost_user/in_flight_region.hpp>
 #include <ballast/vhost_user/memory_table.hpp>
+#include <ballast/vhost_user/message.hpp>
 #include <ballast/vhost_user/protocol.hpp>
 #include <ballast/virtio/actions.hpp>
 #include <ballast/virtio/device_model.hpp>

@@ -54,7 +54,7 @@ struct module;
 #undef phys_to_virt
 #undef page_to_phys
 #undef virt_to_page
-enum { linux_ram_base = 0x40000000 };
+enum { linux_ram_base = 0x140000000 }; // above 4 GiB: addresses have two halves
 struct page {
   struct list_head lru;
   unsigned references;
