@@ -89,14 +89,28 @@ constexpr auto noted = [](auto check) {
   c.note(device_config::event::hinting);
   check(c.take_events() == device_events{.actual_changed = true, .hinting_changed = true});
   check(c.take_events() == device_events{});
-  const std::array<std::byte, 1> low{std::byte{112}};
-  check(c.write(4, low).has_value()); // bytewise; 112 is 100 rounded up to 64 KiB
+  (void)put(c, 4, 112); // 100 rounded up to 64 KiB
   check(c.take_events() == device_events{.actual_changed = true, .target_reached = true});
   check(c.is_target_reached());
   c.note(device_config::event::statistics);
   check(c.take_events() == device_events{.statistics_arrived = true});
 };
 BOTH("RT-55: events add up until they are taken, once", noted)
+
+constexpr auto bytewise = [](auto check) {
+  device_config c(offering(all));
+  (void)c.set_target(0x100);
+  (void)put(c, 4, 0x1ff);
+  (void)c.take_events();
+  const std::array<std::byte, 4> bytes{std::byte{0x00}, std::byte{0x02}, std::byte{0},
+                                       std::byte{0}};
+  for (std::uint32_t i = 0; i < 4; ++i) {
+    check(c.actual() == 0x1ff && c.take_events() == device_events{});
+    check(c.write(4 + i, std::span(bytes).subspan(i, 1)).has_value());
+  }
+  check(c.actual() == 0x200 && c.take_events() == device_events{.actual_changed = true});
+};
+BOTH("BLEG-6: the size counts when its most significant byte is written", bytewise)
 
 TEST_CASE("no event is lost between a thread that writes and one that looks") {
   device_config c(offering(all));

@@ -79,7 +79,7 @@ struct machine {
   }
   constexpr void check() {
     expect(device.wrongs == 0);
-    if (bus.is_live())
+    if (device.is_active)
       for (std::size_t i = 0; i < before.size(); ++i) expect(device.queues[i] == bus.queues()[i]);
     else if (bus.read(at::status, 4) == 0)
       expect(!device.is_active && !bus.is_interrupting());

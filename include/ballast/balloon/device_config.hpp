@@ -38,9 +38,9 @@ class device_config {
   [[nodiscard]] constexpr std::uint32_t target() const noexcept {
     return space_.get32(offsetof(config, num_pages));
   }
-  [[nodiscard]] constexpr std::uint32_t actual() const noexcept {
-    return space_.get32(offsetof(config, actual));
-  }
+  /// As the driver wrote it last, up to the most significant byte: a legacy driver writes one byte
+  /// after the other. Spec: "Legacy Interface: Memory Balloon Device Operation".
+  [[nodiscard]] constexpr std::uint32_t actual() const noexcept { return actual_.load(); }
   /// `actual`, if the driver has written it since the reset; else 0.
   [[nodiscard]] constexpr std::uint32_t actual_of_driver() const noexcept {
     return has_actual_ ? actual() : 0;
@@ -74,7 +74,10 @@ class device_config {
     const std::uint32_t before = actual();
     if (const auto written = space_.write(offset, from); !written) return written.error();
     constexpr std::uint32_t begin = offsetof(config, actual), end = begin + sizeof(le32);
-    if (offset < end && offset + from.size() > begin) has_actual_ = true;
+    if (offset < end && offset + from.size() >= end) {
+      has_actual_ = true;
+      actual_.store(space_.get32(begin));
+    }
     if (actual() != before) note(event::actual | (is_target_reached() ? event::reached : 0));
     return {};
   }
@@ -100,6 +103,7 @@ class device_config {
                          std::uint32_t poison, std::uint32_t generation) noexcept {
     (void)space_.set32(offsetof(config, num_pages), target);
     (void)space_.set32(offsetof(config, actual), actual);
+    actual_.store(actual);
     (void)space_.set32(offsetof(config, poison_val), poison);
     has_actual_ = has_actual;
     generation_base_.store(generation - space_.generation());
@@ -121,6 +125,7 @@ class device_config {
   static constexpr config_field poison_field{offsetof(config, poison_val), sizeof(le32)};
 
   config_space<sizeof(config)> space_{{offsetof(config, actual), sizeof(le32)}};
+  shared_value<std::uint32_t> actual_;
   shared_value<std::uint32_t> generation_base_;
   shared_value<std::uint32_t> events_;
   std::uint32_t guest_page_size_max_;

@@ -7,13 +7,13 @@
 #include <ballast/transport/msix.hpp>
 #include <ballast/transport/pci.hpp>
 #include <ballast/transport/pci_config_space.hpp>
+#include <ballast/transport/pci_function_space.hpp>
 #include <ballast/transport/pci_registers.hpp>
 #include <ballast/virtio/actions.hpp>
 #include <ballast/virtio/device_model.hpp>
 #include <ballast/virtio/features.hpp>
 #include <ballast/virtqueue/layout.hpp>
 
-#include <bit>
 #include <cstdint>
 #include <span>
 
@@ -70,70 +70,57 @@ class pci_device {
   using registers = pci_registers<Device, M>;
 
  public:
-  static constexpr unsigned legacy_bar = 0;
-  static constexpr unsigned msix_bar = 1;
-  static constexpr unsigned modern_bar = 4;
-  // In BAR 4.
-  static constexpr std::uint32_t common_offset = 0x0000;
-  static constexpr std::uint32_t isr_offset = 0x1000;
-  static constexpr std::uint32_t device_offset = 0x2000;
-  static constexpr std::uint32_t notify_offset = 0x3000;
-  static constexpr std::uint32_t notify_off_multiplier = registers::notify_off_multiplier;
-  // In BAR 1, whose table is at 0.
-  static constexpr std::uint32_t pending_bits_offset = 0x800;
+  static constexpr unsigned legacy_bar = pci_layout::legacy_bar;
+  static constexpr unsigned msix_bar = pci_layout::msix_bar;
+  static constexpr unsigned modern_bar = pci_layout::modern_bar;
 
   constexpr pci_device(Device& device, M& memory, const pci_device_options& options = {}) noexcept
       : registers_(device, memory, vector_count(device, options)),
         is_transitional_(options.is_transitional && pci::transitional_id(device.device_id()) != 0),
-        config_(identity(device, options, is_transitional_)) {
-    const std::uint32_t config_size = device.config_size();
-    add_structure(pci::cfg_type::common, common_offset, pci::common_cfg::size);
-    add_structure(pci::cfg_type::isr, isr_offset, 1);
-    if (config_size != 0) add_structure(pci::cfg_type::device, device_offset, config_size);
-    add_notifications();
-    add_window();
-    config_.set_bar(modern_bar, 0x4000, false);
-    if (registers_.msix().vectors() != 0) add_msix();
-    if (is_transitional_)
-      config_.set_bar(legacy_bar, std::bit_ceil(pci::legacy::config(true) + config_size), true);
-  }
+        space_(identity(device, options, is_transitional_),
+               {.config_bytes = device.config_size(),
+                .queues = registers_.queue_count(),
+                .msix_vectors = registers_.msix().vectors(),
+                .is_transitional = is_transitional_}) {}
 
   // Configuration space.
 
   /// `width`: 1, 2 or 4 bytes, inside of the 256; else all ones.
   constexpr std::uint32_t read_config_space(std::uint32_t offset, unsigned width) noexcept {
-    if (is_window_data(offset, width)) read_window();
+    if (space_.is_window(offset, width)) read_window();
     const std::uint32_t asks = is_asking() ? pci::header::status_interrupt : 0;
-    config_.set(pci::header::status, 2, pci::header::status_capabilities | asks);
-    return config_.read(offset, width);
+    space_.bytes().set(pci::header::status, 2, pci::header::status_capabilities | asks);
+    return space_.bytes().read(offset, width);
   }
 
   /// Refused: `register_access`; through the configuration access capability what `write` says.
   constexpr actions write_config_space(std::uint32_t offset, unsigned width,
                                        std::uint32_t value) noexcept {
-    if (is_window_data(offset, width)) return write_window(offset, width, value);
-    const auto done = config_.write(offset, width, value);
+    if (space_.is_window(offset, width)) return write_window(offset, width, value);
+    const auto done = space_.bytes().write(offset, width, value);
     take_msix_control();
     return refused(done.error());
   }
 
-  [[nodiscard]] constexpr const pci_config_space& config_space() const noexcept { return config_; }
+  [[nodiscard]] constexpr const pci_config_space& config_space() const noexcept {
+    return space_.bytes();
+  }
 
   // The BARs.
 
   [[nodiscard]] constexpr std::uint64_t bar_size(unsigned bar) const noexcept {
-    return config_.bar_size(bar);
+    return space_.bytes().bar_size(bar);
   }
   [[nodiscard]] constexpr std::uint64_t bar_address(unsigned bar) const noexcept {
-    return config_.bar_address(bar);
+    return space_.bytes().bar_address(bar);
   }
   [[nodiscard]] constexpr bool is_bar_io(unsigned bar) const noexcept {
-    return config_.is_bar_io(bar);
+    return space_.bytes().is_bar_io(bar);
   }
   /// For a VMM that is told absolute addresses. Errors: `register_access`: no BAR claims it.
   [[nodiscard]] constexpr result<bar_access> find_bar(std::uint64_t address,
                                                       bool is_memory) const noexcept {
-    return config_.find_bar(address, is_memory);
+    return space_.bytes().find_bar(address, is_memory);
   }
 
   /// `width`: 1, 2, 4 or 8 bytes. All ones where there is no such register.
@@ -142,9 +129,10 @@ class pci_device {
     if (bar == modern_bar) return read_modern(offset, width);
     if (bar == legacy_bar && is_transitional_) return registers_.read_legacy(offset, width);
     if (bar == msix_bar) {
-      const auto found = offset < pending_bits_offset
-                             ? registers_.msix().read(offset, width)
-                             : registers_.msix().read_pending(offset - pending_bits_offset, width);
+      const auto found =
+          offset < pci_layout::pending_bits
+              ? registers_.msix().read(offset, width)
+              : registers_.msix().read_pending(offset - pci_layout::pending_bits, width);
       if (found) return *found;
     }
     return all_ones(width);
@@ -180,7 +168,7 @@ class pci_device {
   }
   /// The level of INTx.
   [[nodiscard]] constexpr bool is_interrupting() const noexcept {
-    return is_asking() && !config_.has_command(pci::header::command_interrupt_disable);
+    return is_asking() && !space_.bytes().has_command(pci::header::command_interrupt_disable);
   }
   [[nodiscard]] constexpr bool is_msix_enabled() const noexcept {
     return registers_.msix().is_enabled();
@@ -192,7 +180,7 @@ class pci_device {
     return registers_.msix().message(vector);
   }
   [[nodiscard]] constexpr bool is_bus_master() const noexcept {
-    return config_.has_command(pci::header::command_bus_master);
+    return space_.bytes().has_command(pci::header::command_bus_master);
   }
 
   [[nodiscard]] constexpr bool is_live() const noexcept { return registers_.device().is_live(); }
@@ -210,18 +198,18 @@ class pci_device {
   /// A reset of the function, or of its bus: device, BARs, command register and MSI-X.
   constexpr void reset() noexcept {
     (void)registers_.write_status(0);
-    config_.reset();
+    space_.bytes().reset();
     take_msix_control();
     registers_.msix().restore({});
   }
 
   [[nodiscard]] constexpr pci_device_state state() const noexcept {
-    return {registers_.state(), config_.state()};
+    return {registers_.state(), space_.bytes().state()};
   }
   /// Goes on from the state of a function of the same options. The device is not touched: whoever
   /// calls this lets it go on too.
   constexpr void restore(const pci_device_state& saved) noexcept {
-    config_.restore(saved.config);
+    space_.bytes().restore(saved.config);
     take_msix_control();
     registers_.restore(saved.registers);
   }
@@ -255,45 +243,8 @@ class pci_device {
             .interrupt_pin = 1};
   }
 
-  constexpr std::uint32_t add_structure(pci::cfg_type type, std::uint32_t offset,
-                                        std::uint32_t length, std::uint32_t more = 0) noexcept {
-    const std::uint32_t bytes = pci::cap::size + more;
-    const std::uint32_t at = config_.add_capability(pci::capability_vendor, bytes);
-    config_.set(at + pci::cap::cap_len, 1, bytes);
-    config_.set(at + pci::cap::cfg_type, 1, static_cast<std::uint32_t>(type));
-    config_.set(at + pci::cap::bar, 1, modern_bar);
-    config_.set(at + pci::cap::offset, 4, offset);
-    config_.set(at + pci::cap::length, 4, length);
-    return at;
-  }
-  constexpr void add_notifications() noexcept {
-    const std::uint32_t places = registers_.queue_count() != 0 ? registers_.queue_count() : 1;
-    const std::uint32_t at =
-        add_structure(pci::cfg_type::notify, notify_offset, places * notify_off_multiplier, 4);
-    config_.set(at + pci::cap::notify_off_multiplier, 4, notify_off_multiplier);
-  }
-  constexpr void add_window() noexcept {
-    window_ = add_structure(pci::cfg_type::pci_cfg, 0, 0, 4);
-    config_.set(window_ + pci::cap::bar, 1, 0);
-    config_.allow_writes(window_ + pci::cap::bar, 1, 0xff);
-    config_.allow_writes(window_ + pci::cap::offset, 4, 0xffff'ffff);
-    config_.allow_writes(window_ + pci::cap::length, 4, 0xffff'ffff);
-    config_.allow_writes(window_ + pci::cap::pci_cfg_data, 4, 0xffff'ffff);
-  }
-  constexpr void add_msix() noexcept {
-    namespace m = pci::msix_cap;
-    config_.set_bar(msix_bar, 0x1000, false);
-    msix_cap_ = config_.add_capability(pci::capability_msix, m::size);
-    config_.set(msix_cap_ + m::message_control, 2, registers_.msix().vectors() - 1);
-    config_.set(msix_cap_ + m::table, 4, msix_bar);
-    config_.set(msix_cap_ + m::pending_bits, 4, pending_bits_offset | msix_bar);
-    config_.allow_writes(msix_cap_ + m::message_control, 2, m::enable | m::function_mask);
-  }
-
   constexpr void take_msix_control() noexcept {
-    if (msix_cap_ == 0) return;
-    const std::uint32_t control = config_.get(msix_cap_ + pci::msix_cap::message_control, 2);
-    registers_.msix().set_control(static_cast<std::uint16_t>(control));
+    registers_.msix().set_control(space_.message_control());
   }
   /// Interrupt Status, which the command register does not mask.
   [[nodiscard]] constexpr bool is_asking() const noexcept {
@@ -305,9 +256,9 @@ class pci_device {
   constexpr std::uint64_t read_modern(std::uint64_t offset, unsigned width) noexcept {
     const std::uint64_t at = offset % 0x1000;
     switch (offset - at) {
-    case common_offset: return registers_.read_common(at, width);
-    case isr_offset: return registers_.read_isr(at, width);
-    case device_offset: return registers_.read_config(at, width);
+    case pci_layout::common: return registers_.read_common(at, width);
+    case pci_layout::isr: return registers_.read_isr(at, width);
+    case pci_layout::device: return registers_.read_config(at, width);
     default: return all_ones(width); // notifications are written only
     }
   }
@@ -315,47 +266,32 @@ class pci_device {
                                  std::uint64_t value) noexcept {
     const std::uint64_t at = offset % 0x1000;
     switch (offset - at) {
-    case common_offset: return registers_.write_common(at, width, value);
-    case device_offset: return registers_.write_config(at, width, value);
-    case notify_offset: return registers_.notify(at, width, value);
+    case pci_layout::common: return registers_.write_common(at, width, value);
+    case pci_layout::device: return registers_.write_config(at, width, value);
+    case pci_layout::notify: return registers_.notify(at, width, value);
     default: return refused(error::register_access);
     }
   }
 
-  // The configuration access capability: a window into the BARs.
+  // The window into the BARs.
 
-  [[nodiscard]] constexpr bool is_window_data(std::uint32_t offset, unsigned width) const noexcept {
-    return pci_config_space::touches(offset, width, window_ + pci::cap::pci_cfg_data, 4);
-  }
-  [[nodiscard]] constexpr std::uint32_t window(std::uint32_t field) const noexcept {
-    return config_.get(window_ + field, field == pci::cap::bar ? 1 : 4);
-  }
-  /// 0 where the driver asks for an access that it must not make.
-  [[nodiscard]] constexpr std::uint32_t window_length() const noexcept {
-    const std::uint32_t length = window(pci::cap::length);
-    const bool is_length = length == 1 || length == 2 || length == 4;
-    return is_length && window(pci::cap::offset) % length == 0 ? length : 0;
-  }
   constexpr void read_window() noexcept {
-    const std::uint32_t length = window_length();
+    const auto [bar, offset, length] = space_.window();
     if (length == 0) return;
-    const std::uint64_t value = read(window(pci::cap::bar), window(pci::cap::offset), length);
-    config_.set(window_ + pci::cap::pci_cfg_data, length, static_cast<std::uint32_t>(value));
+    const std::uint64_t value = read(bar, offset, length);
+    space_.set_window_data(length, static_cast<std::uint32_t>(value));
   }
   constexpr actions write_window(std::uint32_t offset, unsigned width,
                                  std::uint32_t value) noexcept {
-    (void)config_.write(offset, width, value);
-    const std::uint32_t length = window_length();
-    if (length == 0) return refused(error::register_access);
-    return write(window(pci::cap::bar), window(pci::cap::offset), length,
-                 window(pci::cap::pci_cfg_data));
+    (void)space_.bytes().write(offset, width, value);
+    const auto window = space_.window();
+    if (window.length == 0) return refused(error::register_access);
+    return write(window.bar, window.offset, window.length, space_.window_data());
   }
 
   registers registers_;
   bool is_transitional_;
-  pci_config_space config_;
-  std::uint32_t window_ = 0;   ///< place of the configuration access capability
-  std::uint32_t msix_cap_ = 0; ///< place of the MSI-X capability; 0: none
+  pci_function_space space_;
 };
 
 } // namespace ballast

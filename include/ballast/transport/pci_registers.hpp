@@ -6,6 +6,7 @@
 #include <ballast/transport/device_registers.hpp>
 #include <ballast/transport/msix.hpp>
 #include <ballast/transport/pci.hpp>
+#include <ballast/transport/pci_function_space.hpp>
 #include <ballast/virtio/actions.hpp>
 #include <ballast/virtio/device_model.hpp>
 #include <ballast/virtio/features.hpp>
@@ -41,7 +42,7 @@ template <class Device, guest_memory M>
   requires device_model<Device, M>
 class pci_registers {
  public:
-  static constexpr std::uint32_t notify_off_multiplier = 4;
+  static constexpr std::uint32_t notify_off_multiplier = pci_layout::notify_off_multiplier;
   static constexpr feature_set unsupported_features{feature::sr_iov, feature::notif_config_data,
                                                     feature::admin_vq, feature::suspend};
 
