@@ -98,7 +98,7 @@ class scenario {
     require(m_.device->read_config(0, std::span(all).first(size_)).has_value(), "all is readable");
     require(std::equal(all.begin(), all.begin() + size_, bytes_.begin()),
             "read-only fields change by the device alone, the driver's by the driver");
-    require(m_.device->target() == word(num_pages) && m_.device->actual() == word(actual),
+    require(m_.device->target() == word(num_pages) && m_.device->actual() == balloon_,
             "the VMM sees the sizes");
     require(m_.device->poison() == word(poison), "and the poison");
     require(m_.device->is_target_reached() == is_reached(), "and whether the target is reached");
@@ -117,7 +117,7 @@ class scenario {
       if (pages != 1 && pages * 4096 > guest_page_max_) continue;
       std::uint64_t target = word(num_pages);
       while (target % pages != 0) ++target;
-      if (target == word(actual)) return true;
+      if (target == balloon_) return true;
     }
     return false;
   }
@@ -140,7 +140,7 @@ class scenario {
     std::vector<std::byte> from(in_.below(18));
     for (std::byte& b : from) b = std::byte{in_.byte()};
     (void)m_.device->take_events();
-    const std::uint32_t before = word(actual);
+    const std::uint32_t before = balloon_;
     const actions due = m_.device->write_config(offset, from);
     if (!is_visible(offset, from.size()))
       return require(due == refused(error::config_out_of_range), "no write passes the end");
@@ -149,10 +149,11 @@ class scenario {
       const std::size_t at = offset + i;
       const bool is_poison = at >= poison && has_poison_ && !is_live_;
       if ((at >= actual && at < command) || is_poison) bytes_[at] = from[i];
+      if (at == command - 1) balloon_ = word(actual); // its most significant byte
     }
     const balloon::device_events events = m_.device->take_events();
-    require(events.actual_changed == (before != word(actual)), "another size is an event");
-    require(events.target_reached == (before != word(actual) && is_reached()),
+    require(events.actual_changed == (before != balloon_), "another size is an event");
+    require(events.target_reached == (before != balloon_ && is_reached()),
             "and so is the size that was wanted");
   }
 
@@ -169,7 +170,7 @@ class scenario {
     const std::uint8_t how = in_.byte();
     std::uint32_t pages = in_.number<std::uint16_t>();
     if (how >= 0xc0) pages = in_.number<std::uint32_t>();
-    if (how < 0x40) pages = word(actual) - how % 20;
+    if (how < 0x40) pages = balloon_ - how % 20;
     (void)m_.device->take_events();
     const actions due = m_.device->set_target(pages);
     if (pages > target_max_)
@@ -229,6 +230,7 @@ class scenario {
   input& in_;
   machine m_;
   std::array<std::byte, 16> bytes_{};
+  std::uint32_t balloon_ = 0; ///< the size that counts
   std::uint32_t size_ = 0;
   std::uint32_t guest_page_max_ = 0;
   std::uint32_t target_max_ = 0;
