@@ -51,6 +51,7 @@
 #include <ballast/transport/pci_config_space.hpp>
 #include <ballast/transport/pci_device.hpp>
 #include <ballast/transport/pci_driver.hpp>
+#include <ballast/transport/pci_function_space.hpp>
 #include <ballast/transport/pci_legacy_driver.hpp>
 #include <ballast/transport/pci_registers.hpp>
 #include <ballast/transport/register_region.hpp>

@@ -273,11 +273,10 @@ class pci_device {
     }
   }
 
-  // The window into the BARs.
+  // The window into the BARs; an access of no bytes does nothing.
 
   constexpr void read_window() noexcept {
     const auto [bar, offset, length] = space_.window();
-    if (length == 0) return;
     const std::uint64_t value = read(bar, offset, length);
     space_.set_window_data(length, static_cast<std::uint32_t>(value));
   }
@@ -285,7 +284,6 @@ class pci_device {
                                  std::uint32_t value) noexcept {
     (void)space_.bytes().write(offset, width, value);
     const auto window = space_.window();
-    if (window.length == 0) return refused(error::register_access);
     return write(window.bar, window.offset, window.length, space_.window_data());
   }
 

@@ -5,6 +5,7 @@
 #include <ballast/vhost_user/connection.hpp>
 #include <ballast/vhost_user/device_rings.hpp>
 #include <ballast/vhost_user/file.hpp>
+#include <ballast/vhost_user/in_flight_file.hpp>
 #include <ballast/vhost_user/memory_table.hpp>
 #include <ballast/vhost_user/message.hpp>
 #include <ballast/vhost_user/notification.hpp>
@@ -20,11 +21,8 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
-#include <fcntl.h>
 #include <poll.h>
 #include <span>
-#include <sys/mman.h>
-#include <unistd.h>
 #include <utility>
 
 namespace ballast::vhost_user {
@@ -42,7 +40,6 @@ struct back_end_counters {
   std::uint64_t messages = 0;
   std::uint64_t refused = 0;        ///< messages that were understood and could not be carried out
   std::uint64_t malformed = 0;      ///< messages for which the connection was closed
-  std::uint64_t activations = 0;    ///< of the device, by the first of its queues
   std::uint64_t config_changes = 0; ///< told to the front end
   std::uint64_t available_notifications[64]{}; ///< by queue
   std::uint64_t used_notifications[64]{};      ///< by queue
@@ -96,7 +93,7 @@ class back_end {
   /// Lets go of the front end and its guest's memory. The device keeps what it knows.
   void disconnect() noexcept {
     queues_.disconnect();
-    in_flight_ = {};
+    in_flight_.close();
     table_->clear();
     channel_.close();
     connection_.close();
@@ -344,7 +341,7 @@ class back_end {
     case request::set_queue_size:
       if (m.value == 0 || m.value > device_->queue_size_max(i) || m.value > QueueSize)
         return {error::invalid_queue_size};
-      perform(queues_.take(i));
+      if (q.ring.size != m.value) perform(queues_.take(i));
       q.ring.size = static_cast<std::uint32_t>(m.value);
       return {};
     case request::set_queue_base:
@@ -352,11 +349,7 @@ class back_end {
       q.ring.is_own_base = q.ring.is_own_base && q.ring.base == m.value;
       q.ring.base = static_cast<std::uint32_t>(m.value);
       return {};
-    case request::set_queue_addresses:
-      perform(queues_.take(i));
-      q.ring.addresses = m.addresses;
-      q.ring.has_addresses = true;
-      return {carry_out(queues_.start_ready())};
+    case request::set_queue_addresses: return {carry_out(queues_.place(i, m.addresses))};
     case request::get_queue_base: return get_base(i);
     case request::set_available_file:
       q.available.close();
@@ -488,54 +481,38 @@ class back_end {
 
   // Chains in flight.
 
-  [[nodiscard]] bool is_area(const in_flight_area& area) const noexcept {
-    return area.queues != 0 && area.queues <= Queues && area.queue_size != 0 &&
-           area.queue_size <= QueueSize;
+  /// Errors: `wrong_state` (queues are running), `in_flight_invalid` (of more than there can be).
+  [[nodiscard]] error check_area(const in_flight_area& area) const noexcept {
+    if (queues_.rings().given() != 0) return error::wrong_state;
+    return area.queues > Queues || area.queue_size > QueueSize ? error::in_flight_invalid
+                                                               : error::none;
+  }
+  void note_in_flight() noexcept {
+    queues_.set_in_flight(in_flight_.bytes(), in_flight_.area().queues,
+                          in_flight_.area().queue_size);
   }
 
-  /// Makes the file in which the chains that the device holds are noted.
   [[nodiscard]] answer get_in_flight(const message& m) noexcept {
     in_flight_area area = m.in_flight;
-    area.offset = area.size = 0;
-    error why = queues_.rings().given() != 0 ? error::wrong_state : error::none;
-    if (why == error::none && !is_area(area)) why = error::in_flight_invalid;
-    file made;
-    if (why == error::none) {
-      area.size = area.queues * in_flight::region_bytes(
-                                    area.queue_size, queues_.features().test(feature::ring_packed));
-      made = file(memfd_create("ballast-in-flight", MFD_CLOEXEC | MFD_ALLOW_SEALING));
-      if (!made.is_open() || ftruncate(made.get(), static_cast<off_t>(area.size)) != 0 ||
-          fcntl(made.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
-        why = error::system_call_failed;
-      else
-        why = take_in_flight(made, area);
-    }
-    if (why != error::none) area.size = 0; // which says that there is none
+    result<file> made = check_area(area);
+    if (made.error() == error::none)
+      made = in_flight_.make(area, queues_.features().test(feature::ring_packed));
+    if (made)
+      note_in_flight();
+    else
+      area.size = 0; // which says that there is none
     std::byte bytes[sizeof(area)];
     write_as(bytes, 0, area);
     send_error_ =
-        reply_bytes(std::span(bytes).first(m.data.size()), why == error::none ? made.get() : -1)
-            .error();
-    return {why, true};
+        reply_bytes(std::span(bytes).first(m.data.size()), made ? made->get() : -1).error();
+    return {made.error(), true};
   }
 
   [[nodiscard]] error set_in_flight(const message& m) noexcept {
-    if (queues_.rings().given() != 0) return error::wrong_state;
-    if (!is_area(m.in_flight)) return error::in_flight_invalid;
-    return take_in_flight(connection_.files()[0], m.in_flight);
-  }
-
-  [[nodiscard]] error take_in_flight(const file& from, const in_flight_area& area) noexcept {
-    constexpr std::uint64_t size_max = std::uint64_t{1} << 32;
-    if (area.size == 0 || area.size > size_max || area.offset > size_max ||
-        area.offset % in_flight::region_alignment != 0)
-      return error::in_flight_invalid;
-    auto mapping = file_mapping::of(from, area.offset + area.size);
-    if (!mapping) return mapping.error();
-    in_flight_ = std::move(*mapping);
-    queues_.set_in_flight(in_flight_.bytes().subspan(static_cast<std::size_t>(area.offset)),
-                          area.queues, area.queue_size);
-    return error::none;
+    if (const error e = check_area(m.in_flight); e != error::none) return e;
+    const auto taken = in_flight_.take(connection_.files()[0], m.in_flight);
+    if (taken) note_in_flight();
+    return taken.error();
   }
 
   Device* device_;
@@ -544,7 +521,7 @@ class back_end {
   queue_set<Device, QueueSize, Queues, E> queues_;
   connection connection_;
   back_end_channel channel_;
-  file_mapping in_flight_;
+  in_flight_file in_flight_;
   std::uint64_t protocol_ = 0; ///< features negotiated
   std::uint64_t more_work_ = 0;
   back_end_counters counters_;

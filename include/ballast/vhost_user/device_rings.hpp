@@ -90,8 +90,6 @@ class device_rings {
   [[nodiscard]] result<std::uint32_t> stop(std::uint16_t queue, actions& due) noexcept {
     const auto base = position_of(queue);
     if (!base) return base;
-    // The next start is from the base alone.
-    if (logs_[queue].is_on()) write_as(region(queue), in_flight::version, std::uint16_t{0});
     take(queue, due);
     return base;
   }
@@ -99,7 +97,7 @@ class device_rings {
   void take(std::uint16_t queue, actions& due) noexcept {
     if (!has(queue)) return;
     due |= device_->reset_queue(queue);
-    logs_[queue].stop();
+    forget_log(queue);
     layouts_[queue] = {};
     given_ &= ~(std::uint64_t{1} << queue);
     if (given_ == 0) pause();
@@ -152,11 +150,19 @@ class device_rings {
     pause();
     device_->reset();
     is_active_ = false;
+    for (std::byte& b : area_) b = std::byte{};
     forget();
   }
 
  private:
   using log_type = typename memory_type::log_type;
+
+  /// The next start is from the queue's base alone.
+  void forget_log(std::uint16_t queue) noexcept {
+    logs_[queue].stop();
+    const std::span<std::byte> bytes = region(queue);
+    if (!bytes.empty()) write_as(bytes, in_flight::version, std::uint16_t{0});
+  }
 
   void forget() noexcept {
     for (log_type& log : logs_) log.stop();

@@ -142,6 +142,25 @@ class queue_set {
     return due;
   }
 
+  /// A queue lies there now; one that the device has goes on there. Errors: as `stop`, and those
+  /// of a start.
+  [[nodiscard]] result<actions> place(std::uint16_t i, const queue_addresses& to) noexcept {
+    queue_setup& q = queues_[i];
+    actions due;
+    if (rings_.has(i) && !is_same_place(q.ring.addresses, to)) {
+      const auto base = rings_.stop(i, due);
+      if (!base) return base.error();
+      q.ring.base = *base;
+      q.ring.is_own_base = true;
+    }
+    q.ring.addresses = to;
+    q.ring.has_addresses = true;
+    q.is_stopped = false;
+    auto started = start_ready();
+    if (started) *started |= due;
+    return started;
+  }
+
   /// Stops a queue; its base is in its description then. Errors: see `device_rings::stop`.
   [[nodiscard]] result<actions> stop(std::uint16_t i) noexcept {
     queue_setup& q = queues_[i];
@@ -194,6 +213,12 @@ class queue_set {
   }
 
  private:
+  [[nodiscard]] static bool is_same_place(const queue_addresses& a,
+                                          const queue_addresses& b) noexcept {
+    return a.descriptor_area == b.descriptor_area && a.driver_area == b.driver_area &&
+           a.device_area == b.device_area;
+  }
+
   /// Without protocol features a queue is enabled from the start.
   [[nodiscard]] bool is_enabled(const queue_setup& q) const noexcept {
     return q.is_enabled || !has_enabling_;
