@@ -132,4 +132,20 @@ TEST_CASE("no event is lost between a thread that writes and one that looks") {
   CHECK(c.take_events() == device_events{});
 }
 
+constexpr auto restored = [](auto check) {
+  device_config c(offering(all));
+  (void)put(c, 4, 5);
+  check(c.has_actual());
+  (void)c.take_events();
+  c.restore(100, 70, false, 0xaa, 1000);
+  check(c.target() == 100 && c.actual() == 70 && c.poison() == 0xaa && c.generation() == 1000);
+  check(!c.has_actual() && c.actual_of_driver() == 0 && c.take_events() == device_events{});
+  // From there on it counts as ever.
+  (void)c.set_target(101);
+  check(c.generation() == 1001);
+  c.restore(1, 1, true, 0, 3);
+  check(c.generation() == 3 && c.actual_of_driver() == 1);
+};
+BOTH("a saved configuration is there with its generation, and is no event", restored)
+
 } // namespace

@@ -73,4 +73,26 @@ constexpr auto fails = [](auto check) {
 };
 BOTH("a queue that can't begin says why", fails)
 
+constexpr auto resumes = [](auto check) {
+  ram_type ram;
+  queues_of<4> q(numbered(balloon::queue_numbering::by_offered));
+  std::array<queue_layout, 5> layouts{};
+  layouts[0] = split::place(0, 4).layout;
+  layouts[2] = split::place(0x200, 4).layout;
+  std::array<device_queue_state, 1> at{};
+  at[0].size = 4;
+  at[0].next_available = at[0].next_used = 9;
+  check(q.resume(ram, layouts, all, at).has_value());
+  const auto first = q.state(queue_kind::inflate);
+  check(first && first->next_available == 9 && first->next_used == 9 && first->size == 4);
+  const auto third = q.state(queue_kind::statistics); // without a position it begins
+  check(third && third->next_used == 0);
+  check(q.state(queue_kind::deflate).error() == error::invalid_queue_index);
+  q.detach();
+  check(q.state(queue_kind::inflate)->next_used == 9);
+  at[0].next_available = 10; // a chain that nobody can have back
+  check(q.resume(ram, layouts, all, at).error() == error::state_invalid);
+};
+BOTH("queues go on at their positions, and say where they are", resumes)
+
 } // namespace

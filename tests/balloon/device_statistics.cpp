@@ -109,4 +109,25 @@ constexpr auto taken_away = [](auto check) {
 };
 BOTH("RT-26: with its queue the buffer is gone, with a reset the snapshot too", taken_away)
 
+constexpr auto rewound = [](auto check) {
+  balloon::device_statistics s;
+  one_queue q;
+  (void)s.hold(q, {5, 0});
+  (void)s.request(q);
+  s.rewind(); // the request is still under way
+  check(s.is_pending());
+  (void)s.hold(q, {6, 0});
+  s.rewind(); // that buffer will come again, and is not returned before
+  check(s.request(q).error() == error::no_statistics_buffer);
+  check(*s.hold(q, {6, 0}) == false && q.returned[0] == 5);
+  balloon::device_statistics other;
+  other.restore(true);
+  check(other.is_pending() && !other.take(0));
+  check(read(other, statistic_tag::free_memory, 1) == error::none && other.take(0)->is_solicited);
+  other.restore(false);
+  check(!other.is_pending());
+};
+BOTH("a queue that goes on elsewhere brings its buffer once more, and the answer to a request",
+     rewound)
+
 } // namespace

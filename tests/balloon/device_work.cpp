@@ -122,4 +122,25 @@ constexpr auto counted = [](auto check) {
 };
 BOTH("RT-46: every need for a reset is counted; a refusal is none", counted)
 
+constexpr auto resumed = [](auto check) {
+  bench b(queue_kind::statistics);
+  check(b.work.resume(b.ram, b.layouts, all, {}).has_value()); // while attached too: its owner asks
+  check(!b.work.is_detached());
+  b.work.detach();
+  check(b.work.is_detached());
+  check(b.work.process(queue_kind::statistics, 1).failure == error::invalid_queue_index);
+  std::array<queue_layout, 5> bad{};
+  bad[0] = split::place(0, 16).layout; // of 8 entries
+  check(b.work.resume(b.ram, bad, all, {}).error() == error::storage_too_small);
+  check(b.work.queues().negotiated() == feature_set{});
+  b.work.reset();
+  balloon::hint_device_state hints{.id = balloon::command_id::first};
+  check(b.work.restore(hints, true, 7).has_value());
+  check(b.work.epoch() == 7 && b.work.statistics().is_pending());
+  hints.version = 2;
+  check(b.work.restore(hints, false, 8).error() == error::state_version);
+  check(b.work.epoch() == 7 && b.work.statistics().is_pending());
+};
+BOTH("work goes on where other work was, or not at all", resumed)
+
 } // namespace

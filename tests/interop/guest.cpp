@@ -18,22 +18,48 @@ guest::guest(const guest_options& options) : log_(options.directory + "/console"
   };
   // The kernel's messages have a serial port of their own.
   qemu::launch what{
-      .arguments = {"qemu-system-x86_64", "-machine", "pc,memory-backend=ram", "-accel", "tcg",
-                    "-m", memory, "-nodefaults", "-display", "none", "-no-reboot", "-object",
+      .arguments = {"qemu-system-x86_64",
+                    "-machine",
+                    "pc,memory-backend=ram",
+                    "-accel",
+                    "tcg",
+                    "-m",
+                    memory,
+                    "-nodefaults",
+                    "-display",
+                    "none",
+                    "-no-reboot",
+                    "-object",
                     "memory-backend-memfd,id=ram,share=on,size=" + memory,
-                    "-chardev", socket("qtest", qtest), "-qtest", "chardev:qtest", "-qtest-log",
-                    "/dev/null", "-chardev", socket("monitor", monitor), "-mon",
-                    "chardev=monitor,mode=control", "-chardev", "file,id=console,path=" + log_,
-                    "-serial", "chardev:console", "-chardev", socket("shell", shell), "-serial",
-                    "chardev:shell", "-kernel", options.kernel + "/vmlinuz", "-initrd",
-                    options.kernel + "/initramfs", "-append",
+                    "-chardev",
+                    socket("qtest", qtest),
+                    "-qtest",
+                    "chardev:qtest",
+                    "-qtest-log",
+                    "/dev/null",
+                    "-chardev",
+                    socket("monitor", monitor),
+                    "-mon",
+                    "chardev=monitor,mode=control",
+                    "-chardev",
+                    "file,id=console,path=" + log_,
+                    "-serial",
+                    "chardev:console",
+                    "-chardev",
+                    socket("shell", shell),
+                    "-serial",
+                    "chardev:shell",
+                    "-kernel",
+                    options.kernel + "/vmlinuz",
+                    "-initrd",
+                    options.kernel + "/initramfs",
+                    "-append",
                     "console=ttyS0 panic=-1 quiet " + options.kernel_options},
-      .passed = {proxy.theirs.get(), shell.theirs.get(), qtest.theirs.get(),
-                 monitor.theirs.get()}};
+      .passed = {proxy.theirs.get(), shell.theirs.get(), qtest.theirs.get(), monitor.theirs.get()}};
   if (options.is_proxied) {
-    what.arguments.insert(what.arguments.end(),
-                          {"-device", "x-pci-proxy-dev,id=balloon,addr=5,fd=" +
-                                          std::to_string(proxy.theirs.get())});
+    what.arguments.insert(
+        what.arguments.end(),
+        {"-device", "x-pci-proxy-dev,id=balloon,addr=5,fd=" + std::to_string(proxy.theirs.get())});
   }
   what.arguments.insert(what.arguments.end(), options.more.begin(), options.more.end());
   process_ = qemu::process::start(what);

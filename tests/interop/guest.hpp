@@ -20,7 +20,7 @@ struct guest_options {
   std::string directory; ///< for its console's log
   unsigned memory = 640; ///< MiB
   std::string kernel_options = {};
-  bool is_proxied = true;        ///< slot 5 has a device that another process serves
+  bool is_proxied = true;             ///< slot 5 has a device that another process serves
   std::vector<std::string> more = {}; ///< options of QEMU
 };
 
@@ -54,6 +54,8 @@ class guest {
 
   /// What the kernel said.
   [[nodiscard]] std::string console() const;
+  /// QEMU.
+  [[nodiscard]] pid_t id() const { return process_.id(); }
   /// Whether QEMU ends by itself in time.
   [[nodiscard]] bool ends(qemu::milliseconds time) { return process_.wait(time).has_value(); }
   /// Why QEMU cannot be used, if so.

@@ -12,8 +12,9 @@
 
 int main(int argc, char** argv) {
   const size_t page = 4096, size = argc > 1 ? strtoul(argv[1], NULL, 10) << 20 : 0;
+  // More than there is may be asked for.
   volatile unsigned char* at =
-      mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   size_t wrong = 0;
   if (size == 0 || at == MAP_FAILED) return 2;
   for (size_t i = 0; i < size; i += page) {

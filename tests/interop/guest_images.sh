@@ -60,7 +60,7 @@ unpack() {
   [ ! -d "$2/usr/lib/modules" ] || [ -d "$2/lib" ] || ln -s usr/lib "$2/lib"
   release=$(basename "$2"/lib/modules/*)
   mv "$2/boot/vmlinuz-$release" "$2/vmlinuz" && depmod -b "$2" "$release" || return
-  mkdir -p "$2/root/modules"
+  mkdir "$2/modules"
   # Each module's line of modules.dep names what it needs, the first to be loaded last.
   for module in virtio_pci virtio_balloon; do
     awk -v name="/$module.ko" 'index($1, name) { sub(":", ""); for (i = NF; i > 0; --i) print $i }' \
@@ -69,14 +69,16 @@ unpack() {
   grep -q virtio_balloon "$2/order" || return
   while read -r module; do
     case $module in *.xz) xz -dc ;; *) cat ;; esac < "$2/lib/modules/$release/$module" \
-      > "$2/root/modules/$(basename "$module" .xz)" || return
-    basename "$module" .xz >> "$2/root/modules/order"
+      > "$2/modules/$(basename "$module" .xz)" || return
+    basename "$module" .xz >> "$2/modules/order"
   done < "$2/order"
 }
 
 # make_initramfs DIRECTORY
 make_initramfs() {
-  mkdir -p "$1/root"/{bin,dev,proc,sys,tmp} && cp /bin/busybox "$1/root/bin/" || return
+  rm -rf "$1/root"
+  mkdir -p "$1/root"/{bin,dev,proc,sys,tmp} && cp /bin/busybox "$1/root/bin/" &&
+    cp -r "$1/modules" "$1/root/" || return
   gcc -O1 -Wall -Wextra -Werror -static "$root/tests/interop/guest_hog.c" -o "$1/root/bin/hog" || return
   cat > "$1/root/init" << 'INIT'
 #!/bin/busybox sh
@@ -100,14 +102,15 @@ while read -r line; do
 done
 INIT
   chmod +x "$1/root/init"
-  (cd "$1/root" && find . | cpio --quiet -o -H newc -R 0:0) | gzip -1 > "$1/initramfs"
+  (cd "$1/root" && find . | cpio --quiet -o -H newc -R 0:0) | gzip -1 > "$1/initramfs" || return
+  rm -rf "$1/root"
 }
 
-# make_guest KERNEL
-make_guest() {
-  local guest=$directory/$1 recipe wanted have
-  recipe=$(cat "$0" "$root/tests/interop/guest_hog.c" /bin/busybox | cksum)
-  have=$(cat "$guest/package" 2> /dev/null)
+# download_kernel KERNEL: again only if there is a newer one
+download_kernel() {
+  local guest=$directory/$1 new=$directory/$1.new wanted have
+  have=
+  [ ! -d "$guest/modules" ] || have=$(cat "$guest/package" 2> /dev/null)
   wanted=$(candidate "$1")
   if [ -z "$wanted" ] && [ -z "$have" ] && [ "$(id -u)" -eq 0 ]; then
     say "apt knows no package for Linux $1: updating its lists ..."
@@ -115,12 +118,10 @@ make_guest() {
     wanted=$(candidate "$1")
   fi
   [ "$wanted" ] || [ "$have" ] || unable "apt knows no package for Linux $1 (as root: apt-get update)"
-  [ "$have" != "${wanted:-$have}" ] || [ "$(cat "$guest/recipe" 2> /dev/null)" != "$recipe" ] || return 0
+  [ "${wanted:-$have}" != "$have" ] || return 0
 
-  local new=$directory/$1.new
   rm -rf "$new"
   mkdir -p "$new/download" || unable "cannot write to $directory"
-  wanted=${wanted:-$have}
   say "downloading ${wanted/ /, version } ..."
   # As root, apt reads as another user, who must be allowed to write here.
   [ "$(id -u)" -ne 0 ] || chown _apt "$new/download" 2> /dev/null
@@ -131,13 +132,22 @@ make_guest() {
     return 0
   fi
   say "unpacking Linux $1 ..."
-  unpack "$new"/download/*.deb "$new" && make_initramfs "$new" ||
+  unpack "$new"/download/*.deb "$new" ||
     { say "the package ${wanted%% *} is not as expected"; exit 1; }
-  (cd "$new" && rm -rf download boot lib usr order root)
-  printf '%s\n' "$recipe" > "$new/recipe"
+  (cd "$new" && rm -rf download boot lib usr order)
   printf '%s\n' "$wanted" > "$new/package"
   rm -rf "$guest"
   mv "$new" "$guest"
+}
+
+# make_guest KERNEL
+make_guest() {
+  local guest=$directory/$1 recipe
+  download_kernel "$1"
+  recipe=$(cat "$0" "$root/tests/interop/guest_hog.c" /bin/busybox | cksum)
+  [ "$(cat "$guest/recipe" 2> /dev/null)" != "$recipe" ] || return 0
+  make_initramfs "$guest" || { say "no initramfs for Linux $1"; exit 1; }
+  printf '%s\n' "$recipe" > "$guest/recipe"
 }
 
 for kernel; do

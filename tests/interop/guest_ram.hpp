@@ -147,9 +147,9 @@ class guest_ram {
     for (std::uint32_t pfn = 0; pfn < pfns_max; ++pfn) {
       if (!is_inflated(pfn)) continue;
       const place at = place_of(pfn);
-      found += pread(at.fd, page.data(), page.size(), at.offset) !=
-                   static_cast<ssize_t>(page.size()) ||
-               std::ranges::any_of(page, [](char c) { return c != 0; });
+      found +=
+          pread(at.fd, page.data(), page.size(), at.offset) != static_cast<ssize_t>(page.size()) ||
+          std::ranges::any_of(page, [](char c) { return c != 0; });
     }
     return found;
   }
@@ -170,8 +170,7 @@ class guest_ram {
     while (i < pieces_.size() && address - pieces_[i].address >= pieces_[i].size) ++i;
     return i;
   }
-  template <class Do>
-  static void each_page(std::uint64_t address, std::uint64_t size, Do&& what) {
+  template <class Do> static void each_page(std::uint64_t address, std::uint64_t size, Do&& what) {
     for (std::uint64_t pfn = address / ballast::balloon::page_size;
          pfn < (address + size) / ballast::balloon::page_size && pfn < pfns_max; ++pfn)
       what(static_cast<std::uint32_t>(pfn));

@@ -41,7 +41,8 @@ class resume_scenario : public checks {
         {saved, "with an access done and not answered"},
         {request, "with an access not done"},
     };
-    for (const auto& [at, what] : moments) die_at(at, what);
+    for (const auto& [at, what] : moments)
+      if (!die_at(at, what)) return;
     die_anywhere();
     ask_statistics();
 
@@ -56,7 +57,7 @@ class resume_scenario : public checks {
   }
 
  private:
-  template <class Condition> bool run_until(Condition is_done, int milliseconds = patience) {
+  template <class Condition> bool run_until(Condition is_done, int milliseconds = 20'000) {
     return supervisor_.run_until(is_done, milliseconds);
   }
   int run(const std::string& line) {
@@ -65,8 +66,8 @@ class resume_scenario : public checks {
   }
   bool settle(const std::string& what, std::uint32_t pages) {
     supervisor_.set_target(pages);
-    const bool has_settled = run_until(
-        [&] { return supervisor_.actual() == pages && supervisor_.pages() == pages; });
+    const bool has_settled =
+        run_until([&] { return supervisor_.actual() == pages && supervisor_.pages() == pages; });
     return check(what, has_settled,
                  "the driver says " + std::to_string(supervisor_.actual()) +
                      " pages, the device has " + std::to_string(supervisor_.pages()));
@@ -77,7 +78,7 @@ class resume_scenario : public checks {
   }
 
   /// Up and down, and each worker dies after it has passed `at` a few times.
-  void die_at(moment at, const std::string& what) {
+  bool die_at(moment at, const std::string& what) {
     constexpr std::uint32_t pages = 30'000;
     constexpr unsigned times = 20;
     const std::uint64_t total = total_memory(), deaths = supervisor_.deaths();
@@ -98,18 +99,16 @@ class resume_scenario : public checks {
       });
     };
     bool is_good = true;
-    for (int round = 0; round < 12 && (round < 2 || armed < times); ++round) {
-      is_good &= goes_on(pages);
-      is_good &= total_memory() == total - bytes_of(pages - before);
-      is_good &= goes_on(before);
-    }
+    for (int round = 0; is_good && round < 12 && (round < 2 || armed < times); ++round)
+      is_good =
+          goes_on(pages) && total_memory() == total - bytes_of(pages - before) && goes_on(before);
     supervisor_.state().dies_at = moment::none;
     const std::uint64_t died = supervisor_.deaths() - deaths;
     check("killed " + std::to_string(died) + " times " + what + ", the device goes on", is_good,
-          "the driver says " + std::to_string(supervisor_.actual()) +
-              " pages, the device has " + std::to_string(supervisor_.pages()));
+          "the driver says " + std::to_string(supervisor_.actual()) + " pages, the device has " +
+              std::to_string(supervisor_.pages()));
     check("it did die, at least 15 times", died >= 15, std::to_string(died));
-    check_equal("MemTotal is as before", total_memory(), total);
+    return is_good && check_equal("MemTotal is as before", total_memory(), total);
   }
 
   /// Killed from outside, at any time.

@@ -9,8 +9,7 @@ using namespace ballast::balloon;
 
 bool checks::check(const std::string& what, bool holds, const std::string& otherwise) {
   std::printf("%s %s, %s: %s%s%s\n", holds ? "ok  " : "FAIL", name_.c_str(), feature_.c_str(),
-              what.c_str(), holds || otherwise.empty() ? "" : ": ",
-              holds ? "" : otherwise.c_str());
+              what.c_str(), holds || otherwise.empty() ? "" : ": ", holds ? "" : otherwise.c_str());
   std::fflush(stdout);
   has_failed_ |= !holds;
   return holds;
@@ -29,7 +28,9 @@ bool checks::check_near(const std::string& what, std::uint64_t found, std::uint6
 }
 
 guest_options guest_of(const set_up& from) {
-  guest_options made{.kernel = from.kernel, .directory = from.directory, .memory = from.memory,
+  guest_options made{.kernel = from.kernel,
+                     .directory = from.directory,
+                     .memory = from.memory,
                      .kernel_options = from.kernel_options};
   if (from.interrupts == "intx") made.kernel_options += " pci=nomsi";
   if (from.transport == "legacy") made.kernel_options += " virtio_pci.force_legacy=1";
@@ -53,8 +54,8 @@ void check_messages(checks& to, const std::string& said) {
       ++n;
     return n;
   };
-  for (const std::string bad : {"WARNING:", "BUG:", "Out of puff", "is not a head",
-                                "pagealloc: memory corruption"})
+  for (const std::string bad :
+       {"WARNING:", "BUG:", "Out of puff", "is not a head", "pagealloc: memory corruption"})
     to.check("the guest does not say " + bad, times(bad) == 0,
              times(bad) == 0 ? "" : said.substr(said.find(bad), 400));
   to.check_equal("its only traces are of programs killed", times("Call Trace"),
@@ -62,8 +63,8 @@ void check_messages(checks& to, const std::string& said) {
 }
 
 scenario::scenario(const set_up& from, std::string name)
-    : checks(std::move(name)), set_up_(from),
-      is_6_1_(from.kernel.ends_with("/6.1")), guest_(guest_of(from)),
+    : checks(std::move(name)), set_up_(from), is_6_1_(from.kernel.ends_with("/6.1")),
+      guest_(guest_of(from)),
       server_(guest_.take_proxy(),
               {.send_message = [this](std::uint64_t address,
                                       std::uint32_t data) { guest_.send_message(address, data); },
@@ -80,8 +81,10 @@ bool scenario::boots(const ballast::feature_set& offered) {
   return check_equal("the driver loads", static_cast<unsigned>(run("insmod $balloon")), 0) &&
          check("it starts", run_until([&] { return server_.bus().is_live(); }), text()) &&
          // Freed pages that a CPU keeps for itself are not in MemFree: let that be few.
-         check_equal("it is set up", static_cast<unsigned>(run(
-             "echo 1000 > /proc/sys/vm/percpu_pagelist_high_fraction")), 0);
+         check_equal(
+             "it is set up",
+             static_cast<unsigned>(run("echo 1000 > /proc/sys/vm/percpu_pagelist_high_fraction")),
+             0);
 }
 
 bool scenario::replug(const ballast::feature_set& offered) {
@@ -128,14 +131,13 @@ snapshot scenario::statistics() {
 }
 
 bool scenario::settles_at(std::uint32_t pages) {
-  return run_until(
-      [&] { return device().actual() == pages && ram().pages() == pages; });
+  return run_until([&] { return device().actual() == pages && ram().pages() == pages; });
 }
 
 bool scenario::check_settles(const std::string& what, std::uint32_t pages) {
   return check(what, settles_at(pages),
-               "the driver says " + std::to_string(device().actual()) +
-                   " pages, the device has " + std::to_string(ram().pages()));
+               "the driver says " + std::to_string(device().actual()) + " pages, the device has " +
+                   std::to_string(ram().pages()));
 }
 
 void scenario::check_device() {

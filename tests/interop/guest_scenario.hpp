@@ -46,7 +46,7 @@ struct set_up {
   std::string interrupts; ///< msi-x; intx: the guest uses none; no-msi-x: the device has none
   std::string transport;  ///< modern; transitional: the driver may choose; legacy: it is told to
   std::string kernel_options = {};
-  unsigned memory = 640; ///< MiB
+  unsigned memory = 448; ///< MiB
 };
 
 [[nodiscard]] guest_options guest_of(const set_up& from);

@@ -3,9 +3,9 @@
 //
 //     guest_test NAME KERNEL DIRECTORY FORMAT INTERRUPTS TRANSPORT SCENARIO...
 //
-// KERNEL: a directory as tests/interop/guest_images.sh makes it. DIRECTORY: for logs. The rest as in
-// tests/interop/guests.sh, which runs this. One guest boots and goes through the scenarios. Prints a
-// line for each check.
+// KERNEL: a directory as tests/interop/guest_images.sh makes it. DIRECTORY: for logs. The rest as
+// in tests/interop/guests.sh, which runs this. One guest boots and goes through the scenarios.
+// Prints a line for each check.
 
 #include "guest_scenario.hpp"
 
@@ -37,8 +37,8 @@ void run_probe(scenario& s, bool is_poisoning, const std::string& interrupts) {
   const auto offered = device.offered_features();
   s.check("Linux accepts every feature it can use",
           device.negotiated_features() == expected(s, offered, is_poisoning));
-  s.check_equal("sysfs shows them", static_cast<unsigned>(
-      s.run("cat /sys/bus/virtio/devices/virtio0/features")), 0);
+  s.check_equal("sysfs shows them",
+                static_cast<unsigned>(s.run("cat /sys/bus/virtio/devices/virtio0/features")), 0);
   std::string bits = s.text();
   if (!bits.empty()) bits.pop_back();
   const auto shown = ballast::parse_features(bits);
@@ -46,17 +46,17 @@ void run_probe(scenario& s, bool is_poisoning, const std::string& interrupts) {
   const bool is_transitional = s.server().bus().read_config_space(2, 2) == 0x1002;
   s.run("cd /sys/bus/pci/devices/0000:00:05.0; cat vendor device class; cd /");
   s.check("so does PCI's: a balloon",
-          s.text() == std::string("0x1af4\n") + (is_transitional ? "0x1002" : "0x1045") +
-                          "\n0x00ff00\n",
+          s.text() ==
+              std::string("0x1af4\n") + (is_transitional ? "0x1002" : "0x1045") + "\n0x00ff00\n",
           s.text());
   s.check_equal("the guest drives it in the way that was asked for",
                 device.negotiated_features().test(ring::version_1), !s.is_legacy());
   s.about(interrupts == "msi-x" ? "msi-x" : "intx");
-  const std::uint64_t before = s.ask_number(
-      "awk '/virtio0/ {sum += $2} END {print sum + 0}' /proc/interrupts");
+  const std::uint64_t before =
+      s.ask_number("awk '/virtio0/ {sum += $2} END {print sum + 0}' /proc/interrupts");
   for (int i = 0; i < 20; ++i) (void)s.statistics();
-  const std::uint64_t after = s.ask_number(
-      "awk '/virtio0/ {sum += $2} END {print sum + 0}' /proc/interrupts");
+  const std::uint64_t after =
+      s.ask_number("awk '/virtio0/ {sum += $2} END {print sum + 0}' /proc/interrupts");
   s.check("each notification interrupts the guest", after >= before + 20,
           std::to_string(after - before));
   s.run("grep virtio0 /proc/interrupts");
@@ -65,8 +65,9 @@ void run_probe(scenario& s, bool is_poisoning, const std::string& interrupts) {
   if (interrupts == "msi-x") {
     s.check("by messages", has_messages && counted.messages >= after && counted.line_rises == 0,
             s.text());
-    s.check("a vector for each queue", s.text().find("virtio0-inflate") != std::string::npos &&
-                                           s.text().find("virtio0-config") != std::string::npos,
+    s.check("a vector for each queue",
+            s.text().find("virtio0-inflate") != std::string::npos &&
+                s.text().find("virtio0-config") != std::string::npos,
             s.text());
   } else {
     s.check("by the line", !has_messages && counted.messages == 0 && counted.line_rises >= after,
@@ -137,8 +138,8 @@ void run_statistics(scenario& s) {
   s.check_near("free memory is MemFree", now.value(free_memory), after["MemFree"], 2 * mebibyte);
   s.check_near("available memory is MemAvailable", now.value(available_memory),
                after["MemAvailable"], 2 * mebibyte);
-  s.check_near("caches are nr_file_pages", now.value(disk_caches),
-               after["nr_file_pages"] * 4096, mebibyte / 4);
+  s.check_near("caches are nr_file_pages", now.value(disk_caches), after["nr_file_pages"] * 4096,
+               mebibyte / 4);
 }
 
 /// Up and down, and what both sides have of it.
@@ -146,8 +147,8 @@ void run_inflate(scenario& s) {
   using enum statistic_tag;
   s.about("inflate");
   constexpr std::uint32_t pages = 50'000;
-  s.check_equal("a program uses most of the memory", static_cast<unsigned>(s.hog(
-      s.memory("MemAvailable") * 9 / 10)), 0);
+  s.check_equal("a program uses most of the memory",
+                static_cast<unsigned>(s.hog(s.memory("MemAvailable") * 9 / 10)), 0);
   const std::uint64_t full = s.ram().allocated();
   numbers before = s.counters();
   const auto& counted = s.device().counters();
@@ -168,8 +169,8 @@ void run_inflate(scenario& s) {
   s.check_equal("the statistics' total too", s.statistics().value(total_memory),
                 inflated["MemTotal"]);
   s.check_equal("they come with the balloon's size", s.statistics().actual_pages, pages);
-  s.check_equal("a program uses most of what is left", static_cast<unsigned>(s.hog(
-      s.memory("MemAvailable") * 8 / 10)), 0);
+  s.check_equal("a program uses most of what is left",
+                static_cast<unsigned>(s.hog(s.memory("MemAvailable") * 8 / 10)), 0);
   s.check_equal("which leaves the balloon alone", s.ram().kept_pages(), 0);
 
   s.about("deflate");
@@ -182,8 +183,8 @@ void run_inflate(scenario& s) {
   numbers after = s.counters();
   s.check_equal("MemTotal is as before", after["MemTotal"], before["MemTotal"]);
   s.check_near("MemFree too", after["MemFree"], before["MemFree"], 4 * mebibyte);
-  s.check_equal("a program uses the memory again", static_cast<unsigned>(s.hog(
-      s.memory("MemAvailable") * 9 / 10)), 0);
+  s.check_equal("a program uses the memory again",
+                static_cast<unsigned>(s.hog(s.memory("MemAvailable") * 9 / 10)), 0);
   s.check_near("and the host has it again", s.ram().allocated(), full, 16 * mebibyte);
 }
 
@@ -243,7 +244,9 @@ void run_reporting(scenario& s) {
   const auto& counted = s.device().counters();
   constexpr std::uint64_t size = 200 * mebibyte;
   std::uint64_t reported = 0;
-  const auto is_reported = [&] { return counted.free_page_report_freed >= reported + size * 3 / 4; };
+  const auto is_reported = [&] {
+    return counted.free_page_report_freed >= reported + size * 3 / 4;
+  };
   s.check("free memory is reported", s.run_until(is_reported));
   reported = counted.free_page_report_freed;
   const std::uint64_t before = s.ram().allocated();
@@ -261,12 +264,11 @@ void run_reporting(scenario& s) {
 /// A kernel that writes a pattern to free pages says which, and its reported pages keep it.
 void run_poison(scenario& s) {
   s.about("poison");
-  s.check("PAGE_POISON is negotiated",
-          s.device().negotiated_features().test(feature::page_poison));
+  s.check("PAGE_POISON is negotiated", s.device().negotiated_features().test(feature::page_poison));
   s.check_equal("the pattern is 0xaaaaaaaa", s.device().poison(), 0xaaaaaaaa);
   s.ram().track(false);
-  if (!s.replug({feature::stats_vq, feature::page_poison, feature::page_reporting,
-                 ring::event_idx}))
+  if (!s.replug(
+          {feature::stats_vq, feature::page_poison, feature::page_reporting, ring::event_idx}))
     return;
   const auto& counted = s.device().counters();
   s.check_equal("again", s.device().poison(), 0xaaaaaaaa);
@@ -303,6 +305,35 @@ void run_cycles(scenario& s) {
   s.replug(everything);
 }
 
+/// Fewer features: the queues that are left move up.
+void run_numbering(scenario& s) {
+  s.about("numbering");
+  if (!s.replug({feature::must_tell_host})) return;
+  s.check_equal("without statistics and hints there are two queues", s.device().queue_count(), 2);
+  s.set_target(3000);
+  s.check_settles("without an event index it inflates", 3000);
+  s.set_target(0);
+  s.check_settles("it deflates, and waits for the device before it uses the pages", 0);
+
+  if (!s.replug({feature::free_page_hint, ring::event_idx})) return;
+  s.server().perform(s.device().start_hinting());
+  const auto& hinting = s.device().hinting();
+  s.check("without statistics hints come at queue 2", s.run_until([&] {
+    return hinting.counters().rounds == 1 && hinting.state() == hint_state::stop &&
+           s.device().counters().free_page_hint_count != 0;
+  }));
+  s.server().perform(s.device().finish_hinting());
+
+  s.ram().track(false);
+  if (!s.replug({feature::page_reporting, ring::event_idx})) return;
+  s.check("without both reports do", s.run_until([&] {
+    return s.device().counters().free_page_report_freed > 100 * mebibyte;
+  }));
+  s.about("rebind");
+  s.replug(everything);
+  s.ram().track(true);
+}
+
 /// Targets that change faster than the driver follows.
 void run_quick_targets(scenario& s) {
   s.about("inflate");
@@ -331,8 +362,7 @@ void run_many_pages(scenario& s) {
     is_good &= s.settles_at(0);
     good += is_good;
   }
-  s.check_equal("100000 pages are inflated and deflated 10 times", static_cast<unsigned>(good),
-                10);
+  s.check_equal("100000 pages are inflated and deflated 10 times", static_cast<unsigned>(good), 10);
 }
 
 /// A program that needs more than is left: with DEFLATE_ON_OOM the balloon gives way, without it
@@ -340,7 +370,7 @@ void run_many_pages(scenario& s) {
 void run_oom(scenario& s) {
   using enum statistic_tag;
   for (const bool gives_way : {true, false}) {
-      s.about("rebind");
+    s.about("rebind");
     ballast::feature_set offered{feature::stats_vq, ring::event_idx};
     if (gives_way) offered.set(feature::deflate_on_oom);
     if (!s.replug(offered)) return;
@@ -353,8 +383,8 @@ void run_oom(scenario& s) {
                   before["MemTotal"] - (gives_way ? 0 : bytes_of(pages)));
     const int status = s.hog(140 * mebibyte);
     if (gives_way) {
-      s.check_equal("with DEFLATE_ON_OOM a program of 140 MiB lives",
-                    static_cast<unsigned>(status), 0);
+      s.check_equal("with DEFLATE_ON_OOM a program of 140 MiB lives", static_cast<unsigned>(status),
+                    0);
       s.check("the driver took pages back", s.device().actual() < pages);
       s.check_settles("and said which", s.device().actual());
       s.check_equal("nobody was killed", s.statistics().value(oom_kills), 0);
@@ -385,6 +415,7 @@ int main(int argc, char** argv) {
   const bool is_poisoning = std::ranges::find(scenarios, "poison") != scenarios.end();
   if (is_poisoning) from.kernel_options = "page_poison=1";
 
+  if (std::ranges::find(scenarios, "many-pages") != scenarios.end()) from.memory = 640;
   if (scenarios[0] == "resume") return interop::run_resume(from, name) ? 0 : 1;
 
   scenario s(from, name);
@@ -410,6 +441,8 @@ int main(int argc, char** argv) {
       run_poison(s);
     else if (one == "cycles")
       run_cycles(s);
+    else if (one == "numbering")
+      run_numbering(s);
     else if (one == "quick-targets")
       run_quick_targets(s);
     else if (one == "many-pages")

@@ -23,13 +23,14 @@
 lines=(
   # kernel, format, interrupts, transport, scenarios
   "6.12       packed  msi-x     modern        probe statistics inflate compaction hinting reporting cycles many-pages oom"
-  "6.12       split   intx      legacy        probe inflate reporting quick-targets oom"
+  "6.12       split   intx      legacy        probe inflate numbering reporting quick-targets oom"
   "6.1        split   msi-x     legacy        probe statistics inflate compaction hinting cycles oom"
-  "6.1        packed  no-msi-x  modern        probe inflate reporting quick-targets oom"
+  "6.1        packed  no-msi-x  modern        probe inflate numbering reporting quick-targets oom"
   "6.12-full  packed  intx      modern        probe statistics inflate poison hinting compaction"
   "6.12-full  split   msi-x     legacy        probe inflate quick-targets cycles"
   "6.12       split   msi-x     transitional  probe quick-targets many-pages"
-  "6.12       packed  intx      modern        probe"
+  "6.12       packed  msi-x     modern        resume"
+  "6.1        split   intx      legacy        resume"
 )
 
 unable() { say "$1"; echo "$1"; exit 77; }
@@ -47,7 +48,7 @@ trap 'exit 1' INT TERM
 
 compile() {
   local name objects=()
-  for name in pci_proxy guest guest_scenario guest_test; do
+  for name in pci_proxy supervisor guest guest_scenario guest_resume guest_test; do
     g++ -std=c++20 -O1 -g -Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow -Werror \
       -I "$root/include" -c "$root/tests/interop/$name.cpp" -o "$work/$name.o" || return
     objects+=("$work/$name.o")
@@ -63,7 +64,7 @@ guest() (
   [ "$kernel" = "${kernel%-full}" ] || name="Linux ${kernel%-full} (not cloud), $3, $4, $5"
   mkdir "$directory" || exit
   [ ${#as_user[@]} -eq 0 ] || chown "$user:$user" "$directory"
-  timeout -s KILL 120 "${as_user[@]}" "$work/guest_test" "$name" "$work/kernels/$kernel" "$directory" \
+  timeout -s KILL 200 "${as_user[@]}" "$work/guest_test" "$name" "$work/kernels/$kernel" "$directory" \
     "${@:3}" || status=$?
   [ $status -eq 0 ] || tail -n 40 "$directory/console" >&2
   exit $status

@@ -44,8 +44,8 @@ struct kept_state {
   std::uint32_t current; ///< 0: there is none; otherwise `halves[current - 1]`
   alignas(half) std::byte halves[2][sizeof(half)];
   /// The chains that are held.
-  alignas(64) std::byte in_flight[queues]
-                                 [ballast::vhost_user::in_flight::region_bytes(queue_size, true)];
+  alignas(64)
+      std::byte in_flight[queues][ballast::vhost_user::in_flight::region_bytes(queue_size, true)];
 
   // For the test.
   unsigned char balloon[pfns_max / 8];

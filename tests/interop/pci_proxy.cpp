@@ -38,8 +38,8 @@ bool receive(int connection, pci_proxy_message& to) {
   }
   const std::size_t size = to.head.size;
   return size <= to.payload.size() &&
-         (size == 0 || recv(connection, to.payload.data(), size, MSG_WAITALL) ==
-                           static_cast<ssize_t>(size));
+         (size == 0 ||
+          recv(connection, to.payload.data(), size, MSG_WAITALL) == static_cast<ssize_t>(size));
 }
 
 bool send(int connection, const pci_proxy_message& message) {
@@ -126,8 +126,8 @@ void pci_proxy::resume() {
   for (std::size_t i = 0; i < bus_->queues().size(); ++i) {
     const ballast::queue_layout& layout = bus_->queues()[i];
     if (layout.size == 0) continue;
-    const auto at = logs_[i].resume(window_type(kept_->in_flight[i]), ram_.memory(), layout,
-                                    is_packed, 0);
+    const auto at =
+        logs_[i].resume(window_type(kept_->in_flight[i]), ram_.memory(), layout, is_packed, 0);
     if (at)
       positions[i] = *at;
     else
@@ -182,8 +182,8 @@ bool pci_proxy::handle(pci_proxy_message& got) {
   case message::write_config: {
     const auto access = got.as<message::config_access>();
     ++counted_.config_accesses;
-    const ballast::actions due = bus_->write_config_space(
-        access.offset, static_cast<unsigned>(access.width), access.value);
+    const ballast::actions due =
+        bus_->write_config_space(access.offset, static_cast<unsigned>(access.width), access.value);
     if (!answer(0)) return false;
     carry_out(due);
     return true;

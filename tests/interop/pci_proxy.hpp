@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
 
-// The device's end of QEMU's x-pci-proxy-dev: a PCI function that another process serves. QEMU sends
-// what the guest does to its configuration space and BARs over a socket, with files for the guest's
-// memory. It trusts its peer. The protocol is QEMU's own: docs/devel/multi-process.rst and
+// The device's end of QEMU's x-pci-proxy-dev: a PCI function that another process serves. QEMU
+// sends what the guest does to its configuration space and BARs over a socket, with files for the
+// guest's memory. It trusts its peer. The protocol is QEMU's own: docs/devel/multi-process.rst and
 // include/hw/remote/mpqemu-link.h say what it is.
 
 #include <ballast/balloon/device.hpp>
@@ -86,10 +86,8 @@ struct interrupt_wires {
 class pci_proxy {
  public:
   /// Notes which chains are held, if there is a `kept_state`.
-  using memory_type =
-      ballast::vhost_user::in_flight_memory<ballast::mapped_memory,
-                                            ballast::mapped_memory::window_type,
-                                            kept_state::queue_size>;
+  using memory_type = ballast::vhost_user::in_flight_memory<
+      ballast::mapped_memory, ballast::mapped_memory::window_type, kept_state::queue_size>;
   using device_type = ballast::balloon::device<memory_type, guest_ram, kept_state::queue_size>;
   using bus_type = ballast::pci_device<device_type, memory_type>;
 

@@ -19,8 +19,7 @@ supervisor::supervisor(guest& linux, const pci_proxy::options& options)
   start_worker();
 }
 
-pci_proxy_message supervisor::message_of(command what, std::uint64_t address,
-                                         std::uint64_t value) {
+pci_proxy_message supervisor::message_of(command what, std::uint64_t address, std::uint64_t value) {
   pci_proxy_message made;
   const pci_proxy_message::bar_access access{address, value, 0, 0};
   made.head = {what, 0, sizeof(access)};
@@ -80,9 +79,8 @@ void supervisor::work(qemu::descriptor socket) {
 
 bool supervisor::run_once(int other, int milliseconds) {
   // One request at a time: the next one is QEMU's business until this one is answered.
-  std::array<pollfd, 3> ready{{{worker_.get(), POLLIN, 0},
-                               {pending_ ? -1 : qemu_.get(), POLLIN, 0},
-                               {other, POLLIN, 0}}};
+  std::array<pollfd, 3> ready{
+      {{worker_.get(), POLLIN, 0}, {pending_ ? -1 : qemu_.get(), POLLIN, 0}, {other, POLLIN, 0}}};
   if (poll(ready.data(), ready.size(), milliseconds) <= 0) return true;
   if (ready[0].revents != 0) take_from_worker();
   return ready[1].revents == 0 || take_from_qemu();
@@ -151,7 +149,8 @@ void supervisor::request_statistics() {
 
 std::uint32_t supervisor::pages() const {
   std::uint32_t n = 0;
-  for (const unsigned char bits : state_->balloon) n += static_cast<std::uint32_t>(std::popcount(bits));
+  for (const unsigned char bits : state_->balloon)
+    n += static_cast<std::uint32_t>(std::popcount(bits));
   return n;
 }
 

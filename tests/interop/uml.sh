@@ -10,6 +10,7 @@
 #   packed          the same with packed queues
 #   in-band         the same with notifications as messages
 #   poison          a feature that Linux drops, and with it the enabling of queues
+#   poison-in-band  the same with notifications as messages
 #   early-target    a target from before the driver came; no statistics, no event index
 #   numbering       hinting and reporting without statistics: the later queues move up
 #   deflate-on-oom  a balloon that gives way to a program
@@ -119,7 +120,7 @@ if [ "$(id -u)" -eq 0 ] && setpriv --reuid=$user --regid=$user --clear-groups tr
   chown -R "$user:$user" "$work"
 fi
 
-[ $# -gt 0 ] || set -- whole packed in-band poison early-target numbering deflate-on-oom
+[ $# -gt 0 ] || set -- whole packed in-band poison poison-in-band early-target numbering deflate-on-oom
 for name; do
   count_script "User-Mode Linux, $name" scenario "$name"
 done

@@ -382,9 +382,10 @@ int main(int argc, char** argv) {
     run = run_whole;
     options.offered = {feature::stats_vq, ring::event_idx};
     protocol.protocol_features = vhost_user::protocol_feature::all;
-  } else if (which == "poison") {
+  } else if (which == "poison" || which == "poison-in-band") {
     run = run_poison;
     options.offered = {feature::stats_vq, feature::page_poison, ring::event_idx};
+    if (which == "poison-in-band") protocol.protocol_features = vhost_user::protocol_feature::all;
   } else if (which == "early-target") {
     run = run_early_target;
     options.offered = {feature::must_tell_host};

@@ -108,8 +108,12 @@ TEST_CASE("in-band, a queue that is enabled could be notified") {
   t.set_up(0);
   CHECK(t.starts());
   CHECK(t.queues.running() == 0);
+  t.set_up(2);
+  REQUIRE(t.queues.take_notification(2, 4));
+  CHECK(t.queues.running() == 5);
+  t.set_up(1);
   CHECK(t.starts(true));
-  CHECK(t.queues.running() == 1);
+  CHECK(t.queues.running() == 7);
 }
 
 TEST_CASE("a queue that was stopped waits until it is set up or notified again") {

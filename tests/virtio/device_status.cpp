@@ -207,6 +207,8 @@ constexpr auto needs_reset_early = [](auto check) {
   check(!t.set_needs_reset());
   check(t.write(15, modern).error() == error::device_needs_reset);
   check(!t.is_live());
+  check(write(t, 0) == error::none && !t.set_needs_reset());
+  check(t.read() == 0); // what comes late is of before the reset
 };
 BOTH("a device that needs a reset can't be initialised further", needs_reset_early)
 

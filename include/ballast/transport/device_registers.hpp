@@ -45,9 +45,10 @@ struct device_registers_state {
 /// Decodes nothing: `mmio_device` and `pci_device` do. The rules of status, features and queues are
 /// those of `in_process_transport`. What a queue's registers hold is staged until the queue is
 /// enabled; from then on its geometry is frozen, until it is reset.
-/// Ordering: `process`, `carry_out`, `interrupt_status`, `take_interrupt_status`, `acknowledge`,
-/// and reads of the configuration may come from any thread, as far as the device allows; the caller
-/// serialises the rest. Spec: "Virtio Over PCI Bus", "Virtio Over MMIO".
+/// Ordering: `status`, `is_live`, `interrupt_status`, `take_interrupt_status`, `acknowledge` and
+/// reads of the configuration may come from any thread, as far as the device allows; the caller
+/// serialises the rest, `process` and `carry_out` among it. Spec: "Virtio Over PCI Bus", "Virtio
+/// Over MMIO".
 template <class Device, guest_memory M>
   requires device_model<Device, M>
 class device_registers {
@@ -274,6 +275,8 @@ class device_registers {
   }
   /// Before the caller interrupts: the driver finds the reason.
   constexpr actions noted(const actions& due) noexcept {
+    // Nobody is there to acknowledge it: what was due belongs to a driver before the reset.
+    if ((status() & status::driver_ok) == 0) return due;
     std::uint8_t why = 0;
     if (due.notify_queues != 0) why |= interrupt::used_buffer;
     if (due.config_changed) why |= interrupt::config_change;

@@ -44,9 +44,8 @@ struct mmio_device_state {
 /// Features that mmio does not carry out are not offered; a legacy device offers the first 32, and
 /// so neither VERSION_1 nor packed rings. Its rings are in the byte order that the device was made
 /// for. GuestPageSize survives a reset: Linux writes it once, before the first.
-/// Ordering: `process`, `carry_out`, `is_interrupting` and reads of the configuration may come from
-/// any thread, as far as the device allows; the caller serialises the rest.
-/// Spec: "Virtio Over MMIO".
+/// Ordering: `is_interrupting` and reads of the configuration may come from any thread, as far as
+/// the device allows; the caller serialises the rest. Spec: "Virtio Over MMIO".
 template <class Device, guest_memory M>
   requires device_model<Device, M>
 class mmio_device {

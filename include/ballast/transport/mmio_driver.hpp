@@ -23,10 +23,9 @@ struct mmio_driver_options {
 
 /// The driver's side of virtio-mmio, version 2 and the legacy version 1: a `driver_transport`.
 ///
-///     mmio_driver transport(my_registers{base});           // a register_region; outlives the
-///     driver if (auto ok = transport.check(); !ok) ...            // no device here, or only a
-///     placeholder balloon::driver driver(ram, transport, pages, ...);  // or: negotiate(transport,
-///     {...})
+///     mmio_driver transport(my_registers{base}); // a register_region
+///     if (!transport.check()) return;            // no device here, or only a placeholder
+///     balloon::driver driver(ram, transport, pages, ...);
 ///     // interrupt: what = transport.interrupt_status(); transport.acknowledge(what); driver...
 ///
 /// A legacy device knows no places but those that base, size and an alignment give (`place_legacy`

@@ -100,7 +100,8 @@ template <register_region R> class pci_driver {
     if (common<std::uint16_t>(c::queue_enable) != 0) return error::wrong_state;
     const std::uint64_t notify_at = std::uint64_t{common<std::uint16_t>(c::queue_notify_off)} *
                                     regions_.found.notify_off_multiplier;
-    if (notify_at + notify_width_ > regions_.found.notify.length) return error::register_access;
+    if (notify_at + notify_width_ > regions_.found.notify.length || notify_at % notify_width_ != 0)
+      return error::register_access;
     if (!map_vector(c::config_msix_vector, config_vector_) ||
         !map_vector(c::queue_msix_vector, queue_vectors_[queue]))
       return error::vector_unavailable;

@@ -47,7 +47,7 @@ template <memory_window W, std::uint32_t N> class packed_in_flight {
     free_ = get<std::uint16_t>(format::free_head);
     if (at.used.index >= size || at.settled.index >= size) return error::in_flight_invalid;
     if (!(at.used == at.settled) &&
-        !at.settled.is_available(packed::pair_of<E>(ring_word(at.settled.index)))) {
+        !at.settled.is_available(packed::pair_of<little>(ring_word(at.settled.index)))) {
       // The batch was published; whether that was noted here is not known.
       std::uint32_t steps = 0;
       for (std::uint16_t e = free_; e != settled; e = get<std::uint16_t>(format::next(e))) {
@@ -79,16 +79,17 @@ template <memory_window W, std::uint32_t N> class packed_in_flight {
       put_address(index, found);
       return found;
     }
-    const auto fields = packed::unpack<E>(found);
+    const auto fields = packed::unpack<little>(found);
     const bool is_first = state_ == reading::nothing && o == order::acquire &&
-                          index == next_.index && next_.is_available(packed::pair_of<E>(found));
+                          index == next_.index &&
+                          next_.is_available(packed::pair_of<little>(found));
     if (is_first || is_next_of_chain(index)) take(fields, is_first);
     return found;
   }
 
   /// A used descriptor is written that the driver does not look at yet.
   constexpr void stage(std::uint64_t word) noexcept {
-    const std::uint16_t id = packed::unpack<E>(word).id;
+    const std::uint16_t id = packed::unpack<little>(word).id;
     if (id < size_ && staged_ < N) batch_[staged_++] = entry_of_[id];
   }
 
@@ -113,7 +114,7 @@ template <memory_window W, std::uint32_t N> class packed_in_flight {
   }
 
  private:
-  static constexpr std::endian E = std::endian::little; // RING_PACKED needs VERSION_1
+  static constexpr std::endian little = std::endian::little; // RING_PACKED needs VERSION_1
   struct format {
     static constexpr std::size_t free_head = in_flight::packed::free_head;
     static constexpr std::size_t old_free_head = in_flight::packed::old_free_head;
@@ -242,7 +243,7 @@ template <memory_window W, std::uint32_t N> class packed_in_flight {
   /// A word of a descriptor that was held.
   constexpr std::uint64_t of_held(std::uint32_t at, bool is_address, order o) noexcept {
     const std::uint16_t e = order_[at];
-    if (is_address) return to_order<E>(get<std::uint64_t>(in_flight::packed::address(e)));
+    if (is_address) return to_order<little>(get<std::uint64_t>(in_flight::packed::address(e)));
     ring_place place = first_;
     place.advance(at, size_);
     const auto kept = get<std::uint16_t>(in_flight::packed::flags(e));
@@ -253,9 +254,10 @@ template <memory_window W, std::uint32_t N> class packed_in_flight {
       next_ = first_;
       next_.advance(popped_, size_);
     }
-    return packed::pack<E>(get<std::uint32_t>(in_flight::packed::length(e)),
-                           get<std::uint16_t>(in_flight::packed::id(e)) | place.available_flags() |
-                               packed::in_pair(static_cast<unsigned>(kept & others)));
+    return packed::pack<little>(get<std::uint32_t>(in_flight::packed::length(e)),
+                                get<std::uint16_t>(in_flight::packed::id(e)) |
+                                    place.available_flags() |
+                                    packed::in_pair(static_cast<unsigned>(kept & others)));
   }
   /// Enters the next descriptor of a chain; the first one begins it.
   constexpr void take(packed::descriptor_fields fields, bool is_first) noexcept {
@@ -286,7 +288,7 @@ template <memory_window W, std::uint32_t N> class packed_in_flight {
 
   constexpr void put_address(std::uint32_t index, std::uint64_t found) noexcept {
     if (state_ == reading::nothing) return;
-    address_ = to_order<E>(found);
+    address_ = to_order<little>(found);
     if (index != next_.index) return; // its entry is not known before the word behind it is read
     set<std::uint64_t>(in_flight::packed::address(chain_), address_);
     if (state_ == reading::single) finish();

@@ -106,7 +106,8 @@ class queue_set {
     queue_setup& q = queues_[i];
     q.is_notified = true;
     q.is_stopped = false;
-    if (!rings_.has(i)) return start_ready();
+    // Where only messages notify, one that comes says that the driver has set up all it wants to.
+    if (!rings_.has(i)) return start_ready(is_in_band_ && !has_enabling_);
     if (!is_enabled(q)) return actions{};
     auto due = rings_.go_on();
     if (due) *due |= process(i, budget);

@@ -93,8 +93,9 @@ class device_status {
   constexpr void restore(std::uint8_t bits) noexcept { bits_.store(bits); }
 
   /// The device can't go on. Whether a configuration change notification is due now: once, and
-  /// only where DRIVER_OK is set.
+  /// only where DRIVER_OK is set. After a reset there is nothing to reset.
   [[nodiscard]] constexpr bool set_needs_reset() noexcept {
+    if (read() == 0) return false;
     const std::uint8_t before = bits_.fetch_or(status::needs_reset);
     return (before & (status::needs_reset | status::driver_ok)) == status::driver_ok;
   }
