@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
 
-#include "listening_socket.hpp"
+#include "listening.hpp"
 #include "poll_set.hpp"
 #include "qmp.hpp"
 #include "qmp_input.hpp"
@@ -28,10 +28,10 @@ template <class Balloon> class control {
   explicit control(Balloon& balloon) noexcept : balloon_(&balloon) {}
 
   /// Why it can't be had; empty where it can.
-  [[nodiscard]] std::string open(const std::string& path) { return socket_.open(path); }
+  [[nodiscard]] std::string open(const std::string& path) { return listen_at(socket_, path); }
 
   void add_to(poll_set& polled) const {
-    if (clients_.size() < clients_max) polled.add(socket_.fd(), POLLIN);
+    if (clients_.size() < clients_max) polled.add(socket_.get(), POLLIN);
     for (const client& c : clients_)
       polled.add(c.socket.get(), static_cast<short>(c.unsent.empty() ? POLLIN : POLLIN | POLLOUT));
   }
@@ -43,7 +43,7 @@ template <class Balloon> class control {
       if ((ready & POLLOUT) != 0) send(c);
     }
     remove_gone();
-    if (polled.ready(socket_.fd()) == 0) return;
+    if (polled.ready(socket_.get()) == 0) return;
     clients_.emplace_back(socket_.accept(), qmp_session<Balloon>(*balloon_));
     client& newest = clients_.back();
     newest.is_gone = !newest.socket.is_open();
@@ -103,7 +103,7 @@ template <class Balloon> class control {
   }
 
   Balloon* balloon_;
-  listening_socket socket_;
+  ballast::vhost_user::listener socket_;
   std::list<client> clients_;
 };
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "balloon.hpp"
-#include "listening_socket.hpp"
+#include "listening.hpp"
 #include "poll_set.hpp"
 #include "report.hpp"
 
@@ -25,10 +25,10 @@ class front_end {
       : guest_(&guest), report_(&to), engine_(guest.device(), guest.memory()) {}
 
   /// Why it can't be had; empty where it can.
-  [[nodiscard]] std::string open(const std::string& path) { return socket_.open(path); }
+  [[nodiscard]] std::string open(const std::string& path) { return listen_at(socket_, path); }
 
   void add_to(poll_set& polled) {
-    if (!engine_.is_connected()) return polled.add(socket_.fd(), POLLIN);
+    if (!engine_.is_connected()) return polled.add(socket_.get(), POLLIN);
     watched_ = engine_.watch(polled_);
     for (const pollfd& each : std::span(polled_).first(watched_)) polled.add(each.fd, each.events);
   }
@@ -38,7 +38,7 @@ class front_end {
   void serve(const poll_set& polled) {
     if (engine_.is_connected())
       serve_connected(polled);
-    else if (polled.ready(socket_.fd()) != 0)
+    else if (polled.ready(socket_.get()) != 0)
       connect();
   }
 
@@ -78,7 +78,7 @@ class front_end {
 
   balloon* guest_;
   const report* report_;
-  listening_socket socket_;
+  ballast::vhost_user::listener socket_;
   engine engine_;
   std::array<pollfd, engine::watched_max> polled_{};
   std::size_t watched_ = 0; ///< of `polled_`

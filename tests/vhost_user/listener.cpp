@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <string>
 
 namespace {
@@ -75,6 +76,21 @@ TEST_CASE("the socket goes with the listener; one that nobody listens at is repl
   CHECK(std::filesystem::exists(at.socket));
   listener l;
   REQUIRE(l.open(at.socket.c_str()));
+  CHECK(at.connect().is_open());
+}
+
+TEST_CASE("a file that is no socket stays, and so does the socket of somebody else") {
+  const place at;
+  std::ofstream(at.socket) << "kept";
+  listener l;
+  CHECK(l.open(at.socket.c_str()).error() == error::system_call_failed);
+  CHECK(std::filesystem::is_regular_file(at.socket));
+  std::filesystem::remove(at.socket);
+  REQUIRE(l.open(at.socket.c_str()));
+  std::filesystem::rename(at.socket, at.socket + ".old"); // its number is not given to the next one
+  listener other;
+  REQUIRE(other.open(at.socket.c_str()));
+  l.close();
   CHECK(at.connect().is_open());
 }
 

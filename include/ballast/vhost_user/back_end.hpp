@@ -304,7 +304,7 @@ class back_end {
     case request::get_features:
       // All that Linux says when a driver goes that has not enabled its queues; the memory of its
       // rings is used for something else then. If it is still there, it will notify.
-      if (!has_enabling()) queues_.pause();
+      if (!has_enabling() && queues_.polled() == 0) queues_.pause();
       return answered(offered_bits());
     case request::set_features: return {set_features(m.value)};
     case request::set_owner:
@@ -433,7 +433,9 @@ class back_end {
     const error why = due.failure;
     perform(due);
     // What a driver writes closes no connection.
-    return {why, why != error::none && !m.needs_reply};
+    const bool is_answered =
+        m.needs_reply && (protocol_ & protocol_feature::reply_ack) != 0;
+    return {why, why != error::none && !is_answered};
   }
 
   [[nodiscard]] error set_memory(const message& m) noexcept {

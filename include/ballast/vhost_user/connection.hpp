@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <fcntl.h>
 #include <span>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -115,6 +116,9 @@ class connection {
         int descriptor = -1;
         std::memcpy(&descriptor, reinterpret_cast<const char*>(c) + at, sizeof(int));
         file received(descriptor);
+        // Notifications never wait, whatever its sender made of it. Memory does not mind.
+        if (const int flags = fcntl(descriptor, F_GETFL); flags >= 0)
+          (void)fcntl(descriptor, F_SETFL, flags | O_NONBLOCK);
         if (file_count_ < memory_slots_max)
           files_[file_count_++] = std::move(received);
         else

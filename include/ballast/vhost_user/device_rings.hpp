@@ -266,6 +266,9 @@ class device_rings {
   [[nodiscard]] result<actions> start_device(std::uint64_t which, bool is_resumed) noexcept {
     for (std::uint16_t i = 0; i < Queues; ++i)
       if ((which >> i & 1) == 0) layouts_[i] = {};
+    // A front end need not have said which it accepts.
+    if (const auto checked = device_->check_features(features_); !checked)
+      return failed(checked.error());
     given_ = which;
     is_detached_ = false;
     actions due;

@@ -46,14 +46,16 @@ class file_mapping {
  public:
   constexpr file_mapping() noexcept = default;
   constexpr file_mapping(file_mapping&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+      : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)),
+        whole_(std::exchange(other.whole_, 0)) {}
   file_mapping& operator=(file_mapping&& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
+    std::swap(whole_, other.whole_);
     return *this;
   }
   ~file_mapping() {
-    if (data_ != nullptr) munmap(data_, size_);
+    if (data_ != nullptr) munmap(data_, whole_);
   }
 
   /// Maps the first `size` bytes. A file that is cut short afterwards ends the process that uses
@@ -64,12 +66,16 @@ class file_mapping {
     if (fstat(from.get(), &about) != 0) return error::system_call_failed;
     if (S_ISREG(about.st_mode) && static_cast<std::uint64_t>(about.st_size) < size)
       return error::file_too_small;
-    void* const at = mmap(nullptr, static_cast<std::size_t>(size), PROT_READ | PROT_WRITE,
-                          MAP_SHARED | MAP_NORESERVE, from.get(), 0);
+    // Huge pages are unmapped whole or not at all.
+    const auto page = static_cast<std::uint64_t>(about.st_blksize > 0 ? about.st_blksize : 1);
+    const auto whole = static_cast<std::size_t>((size + page - 1) / page * page);
+    void* const at = mmap(nullptr, whole, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
+                          from.get(), 0);
     if (at == MAP_FAILED) return error::system_call_failed;
     file_mapping made;
     made.data_ = at;
     made.size_ = static_cast<std::size_t>(size);
+    made.whole_ = whole;
     return made;
   }
 
@@ -80,6 +86,7 @@ class file_mapping {
  private:
   void* data_ = nullptr;
   std::size_t size_ = 0;
+  std::size_t whole_ = 0; ///< with what is left of the last page
 };
 
 } // namespace ballast::vhost_user

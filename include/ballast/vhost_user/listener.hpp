@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstring>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -21,8 +22,9 @@ class listener {
   listener& operator=(const listener&) = delete;
   ~listener() { close(); }
 
-  /// Begins to listen. A socket that nobody listens at any more is replaced.
-  /// Errors: `buffer_too_small` (the path is longer than an address can be), `system_call_failed`.
+  /// Begins to listen. A socket that nobody listens at any more is replaced; another file is not.
+  /// Errors: `buffer_too_small` (the path is longer than an address can be), `system_call_failed`
+  /// (`errno` is EADDRINUSE where there is such a file, or somebody listens).
   [[nodiscard]] result<void> open(const char* path) noexcept {
     close();
     sockaddr_un address{};
@@ -34,18 +36,21 @@ class listener {
     if (!made.is_open()) return error::system_call_failed;
     if (is_abandoned(address)) unlink(path);
     if (bind(made.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0 ||
-        listen(made.get(), 1) != 0)
+        stat(path, &made_) != 0 || listen(made.get(), backlog) != 0)
       return error::system_call_failed;
     socket_ = static_cast<file&&>(made);
     address_ = address;
     return {};
   }
 
-  /// Stops listening and removes the socket.
+  /// Stops listening and removes the socket, if it is still this one.
   void close() noexcept {
     if (!socket_.is_open()) return;
     socket_.close();
-    unlink(address_.sun_path);
+    struct stat now{};
+    if (lstat(address_.sun_path, &now) == 0 && now.st_dev == made_.st_dev &&
+        now.st_ino == made_.st_ino)
+      unlink(address_.sun_path);
   }
 
   [[nodiscard]] bool is_open() const noexcept { return socket_.is_open(); }
@@ -59,6 +64,9 @@ class listener {
 
  private:
   [[nodiscard]] static bool is_abandoned(const sockaddr_un& address) noexcept {
+    struct stat there{};
+    // Of a file that is no socket connect() says the same.
+    if (lstat(address.sun_path, &there) != 0 || !S_ISSOCK(there.st_mode)) return false;
     const file probe(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
     return probe.is_open() &&
            connect(probe.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) !=
@@ -66,8 +74,11 @@ class listener {
            errno == ECONNREFUSED;
   }
 
+  static constexpr int backlog = 16; ///< who may wait at a time
+
   file socket_;
   sockaddr_un address_{};
+  struct stat made_{};
 };
 
 } // namespace ballast::vhost_user
