@@ -433,8 +433,7 @@ class back_end {
     const error why = due.failure;
     perform(due);
     // What a driver writes closes no connection.
-    const bool is_answered =
-        m.needs_reply && (protocol_ & protocol_feature::reply_ack) != 0;
+    const bool is_answered = m.needs_reply && (protocol_ & protocol_feature::reply_ack) != 0;
     return {why, why != error::none && !is_answered};
   }
 

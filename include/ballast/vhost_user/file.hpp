@@ -69,8 +69,8 @@ class file_mapping {
     // Huge pages are unmapped whole or not at all.
     const auto page = static_cast<std::uint64_t>(about.st_blksize > 0 ? about.st_blksize : 1);
     const auto whole = static_cast<std::size_t>((size + page - 1) / page * page);
-    void* const at = mmap(nullptr, whole, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
-                          from.get(), 0);
+    void* const at =
+        mmap(nullptr, whole, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, from.get(), 0);
     if (at == MAP_FAILED) return error::system_call_failed;
     file_mapping made;
     made.data_ = at;
