@@ -227,6 +227,15 @@ constexpr auto interrupts = [](auto check) {
 };
 BOTH("each reason to interrupt shows until it is acknowledged, taken or reset (PCI-7)", interrupts)
 
+constexpr auto late = [](auto check) {
+  machine m;
+  (void)m.start();
+  (void)m.registers.write_status(0);
+  (void)m.registers.carry_out({.notify_queues = 1, .config_changed = true, .needs_reset = true});
+  check(m.registers.interrupt_status() == 0 && m.registers.status() == 0);
+};
+BOTH("what was due before a reset reaches no driver after it", late)
+
 constexpr auto config_access = [](auto check) {
   machine m;
   (void)m.device.config.set32(0, 0x03020100);

@@ -114,6 +114,23 @@ constexpr auto first_of_each = [](auto check) {
 };
 BOTH("reserved ones are passed over, and the first of each type counts", first_of_each)
 
+constexpr auto misplaced = [](auto check) {
+  space s;
+  s.add(0x74, 1, 16, 4, 2, 64);             // its registers of 4 bytes would not be aligned
+  s.add(0x84, 2, 20, 2, 0x3001, 0x1000);    // nor what is written to notify
+  s.add(0x98, 3, 16, 4, 0xffff'f000, 4096); // up to 2^32
+  s.add(0xa8, 4, 16, 4, 0xffff'fff0, 0x20); // beyond
+  s.add(0xb8, 1, 16, 4, 0xffff'fffc, 64);
+  s.add_needed();
+  s.add(0xc8, 4, 16, 4, 0xffff'fffd, 2); // odd, and as far as it goes
+  const auto found = find_pci_structures(s.region);
+  check(found.has_value() && found->common == pci_structure{4, 0, 0x1000});
+  check(found->notify == pci_structure{2, 0x3000, 0x1000});
+  check(found->isr == pci_structure{4, 0x1000, 0x1000});
+  check(found->device == pci_structure{4, 0xffff'fffd, 2});
+};
+BOTH("structures that are not aligned, or do not end below 2^32, are passed over", misplaced)
+
 constexpr auto missing = [](auto check) {
   check(space().why() == error::capability_missing);
   for (const std::uint32_t place : {0x40u, 0x50u, 0x60u}) {

@@ -251,6 +251,7 @@ constexpr auto window = [](auto check) {
   aim(1, 12, 4);
   check(m.config(data) == 1 && m.function.write_config_space(data, 4, 0) == actions{});
   check(m.function.read(msix, 12, 4) == 0);
+  m.start(); // before, nobody is told
   aim(4, 0x1000, 1);
   (void)m.function.carry_out(changed());
   check((m.config(data) & 0xff) == 2 && m.config(data, 1) == 0); // the ISR, cleared by that

@@ -124,6 +124,10 @@ BOTH("the vectors are written with the queue, and read back", vectors)
 
 constexpr auto isr = [](auto check) {
   machine m;
+  check(m.negotiate() && m.driver.set_up_queue(0, layout(16)).has_value());
+  (void)m.function.carry_out({.notify_queues = 1, .config_changed = true});
+  check(!m.function.is_interrupting()); // not before DRIVER_OK
+  check(ballast::set_driver_ok(m.driver).has_value());
   (void)m.function.carry_out({.notify_queues = 1, .config_changed = true});
   check(m.function.is_interrupting());
   check(m.driver.take_isr() ==

@@ -92,11 +92,16 @@ class device_config {
   constexpr void reset() noexcept {
     (void)space_.set32(offsetof(config, poison_val), 0);
     if (has_poison_) space_.allow_writes(poison_field);
-    has_actual_ = false;
+    has_actual_ = is_poison_known_ = false;
   }
 
   /// Whether the driver has written `actual` since the reset.
   [[nodiscard]] constexpr bool has_actual() const noexcept { return has_actual_; }
+
+  /// Whether a resumed device knows what free pages hold: its own driver began here, or `restore`
+  /// said so.
+  [[nodiscard]] constexpr bool is_poison_known() const noexcept { return is_poison_known_; }
+  constexpr void know_poison() noexcept { is_poison_known_ = true; }
 
   /// What another device left: the fields, and where the generation was. No event.
   constexpr void restore(std::uint32_t target, std::uint32_t actual, bool has_actual,
@@ -106,6 +111,7 @@ class device_config {
     actual_.store(actual);
     (void)space_.set32(offsetof(config, poison_val), poison);
     has_actual_ = has_actual;
+    is_poison_known_ = true;
     generation_base_.store(generation - space_.generation());
   }
 
@@ -131,6 +137,7 @@ class device_config {
   std::uint32_t guest_page_size_max_;
   bool has_poison_;
   bool has_actual_ = false;
+  bool is_poison_known_ = false;
 };
 
 } // namespace ballast::balloon

@@ -39,7 +39,10 @@ template <guest_memory M, page_host Host, std::endian E> class device_pages {
     memory_ = &memory;
     is_told_ = is_told;
     poison_ = poison;
+    keeps_reported_ = false;
   }
+  /// What free pages hold is not known: reported ones stay as they are, until the next `start`.
+  constexpr void keep_reported() noexcept { keeps_reported_ = true; }
   /// The same guest's memory, mapped anew.
   constexpr void move_to(M& memory) noexcept {
     forget();
@@ -239,7 +242,7 @@ template <guest_memory M, page_host Host, std::endian E> class device_pages {
   }
 
   constexpr void report_range(address_range range) noexcept {
-    if (poison_ != 0 && !fills_pages<Host>) {
+    if (keeps_reported_ || (poison_ != 0 && !fills_pages<Host>)) {
       ++counters_->poisoned_ranges;
       return;
     }
@@ -284,6 +287,7 @@ template <guest_memory M, page_host Host, std::endian E> class device_pages {
   std::uint32_t host_pages_;  ///< pages in a host page
   std::uint32_t pfns_max_;
   std::uint32_t poison_ = 0;
+  bool keeps_reported_ = false;
   reported_length length_;
   bool is_told_ = false;
 };

@@ -59,6 +59,7 @@ class device_work {
     }
     memory_ = &memory;
     config_->activate(negotiated);
+    config_->know_poison();
     pages_.start(memory, negotiated.test(feature::must_tell_host), config_->poison());
     return {};
   }
@@ -75,6 +76,8 @@ class device_work {
     memory_ = &memory;
     config_->activate(negotiated);
     pages_.start(memory, negotiated.test(feature::must_tell_host), config_->poison());
+    if (negotiated.test(feature::page_poison) && !config_->is_poison_known())
+      pages_.keep_reported();
     return {};
   }
   [[nodiscard]] constexpr bool is_detached() const noexcept { return memory_ == nullptr; }

@@ -52,8 +52,8 @@ template <register_region R> [[nodiscard]] constexpr bool has_pci_legacy(R& spac
 }
 
 /// Walks the capabilities of a configuration space (a `register_region` of 256 bytes): the first
-/// structure of each type. Reserved types and BARs are passed over, and a list that never ends
-/// ends.
+/// structure of each type. Reserved types and BARs are passed over, as are structures that do not
+/// end below 2^32 or are not aligned (common 4, notifications 2). A list that never ends ends.
 /// Errors: `capability_missing`: without common configuration, notifications or ISR, or with one
 /// that is too short: a legacy device, or none that a driver can use.
 /// Spec: "Virtio Structure PCI Capabilities".
@@ -83,17 +83,18 @@ template <register_region R>
       const pci_structure here{space.template load<std::uint8_t>(at + c::bar),
                                space.template load<std::uint32_t>(at + c::offset),
                                space.template load<std::uint32_t>(at + c::length)};
-      const bool is_mapped = here.bar < pci::bar_count && here.length != 0;
+      const bool is_mapped =
+          here.bar < pci::bar_count && here.length != 0 && here.offset <= UINT32_MAX - here.length;
       const bool has_more = length >= c::size + 4;
       const auto is_first = [&](const pci_structure& known) {
         return is_mapped && known.length == 0;
       };
       switch (static_cast<pci::cfg_type>(type)) {
       case pci::cfg_type::common:
-        if (is_first(found.common)) found.common = here;
+        if (here.offset % 4 == 0 && is_first(found.common)) found.common = here;
         break;
       case pci::cfg_type::notify:
-        if (has_more && is_first(found.notify)) {
+        if (has_more && here.offset % 2 == 0 && is_first(found.notify)) {
           found.notify = here;
           found.notify_off_multiplier =
               space.template load<std::uint32_t>(at + c::notify_off_multiplier);

@@ -64,7 +64,10 @@ struct back_end_counters {
 /// The front end is not trusted with more than its own guest. A message that is malformed is
 /// answered with an error, where its sender waits for an answer, and closes the connection; so
 /// does one that cannot be carried out whose sender waits for none. The device stays as it is and
-/// waits for the next connection. One thread at a time. Ignore SIGPIPE. Hosted.
+/// waits for the next connection. One exception: a front end that cuts the file of its memory, or
+/// of its chains in flight, short ends this process by SIGBUS, as `file_mapping::of` says; serve
+/// one whose files are sealed (F_SEAL_SHRINK), or each one in a process of its own. One thread at
+/// a time. Ignore SIGPIPE. Hosted.
 /// Spec: "Vhost-user Protocol".
 template <class Device, std::uint32_t QueueSize = 256, std::uint16_t Queues = 8,
           std::endian E = std::endian::little>
@@ -429,6 +432,7 @@ class back_end {
   }
 
   [[nodiscard]] answer set_config(const message& m) noexcept {
+    queues_.note_config(m.config.offset, m.data);
     actions due = device_->write_config(m.config.offset, m.data);
     const error why = due.failure;
     perform(due);

@@ -65,6 +65,16 @@ class device_rings {
     area_size_ = size;
   }
 
+  /// What the driver writes into the configuration before its queues begin outlives the reset that
+  /// they begin with.
+  void note_config(std::uint32_t offset, std::span<const std::byte> from) noexcept {
+    if (given_ != 0) return;
+    for (std::size_t i = 0; i < from.size() && offset < config_bytes_max - i; ++i) {
+      config_[offset + i] = from[i];
+      is_written_[offset + i] = true;
+    }
+  }
+
   /// Gives queues to the device. `which`: all that are to begin now; if it has none yet, that
   /// activates it. A driver that was there before goes on where it was, which a position or a
   /// log of what was held shows; otherwise the device is reset first.
@@ -165,6 +175,7 @@ class device_rings {
   }
 
   void forget() noexcept {
+    for (bool& is_written : is_written_) is_written = false;
     for (log_type& log : logs_) log.stop();
     for (queue_layout& layout : layouts_) layout = {};
     given_ = 0;
@@ -274,6 +285,8 @@ class device_rings {
     actions due;
     if (!is_resumed) {
       device_->reset();
+      for (std::uint32_t i = 0; i < config_bytes_max; ++i)
+        if (is_written_[i]) (void)device_->write_config(i, std::span(config_ + i, 1));
       due = device_->activate(features_, layouts_, memory_);
     } else if constexpr (is_resumable) {
       due = device_->resume(features_, layouts_, memory_, positions_);
@@ -282,6 +295,7 @@ class device_rings {
     }
     is_active_ = !is_refused(due);
     if (!is_active_) return failed(due.failure);
+    for (bool& is_written : is_written_) is_written = false;
     return due;
   }
 
@@ -343,6 +357,8 @@ class device_rings {
   memory_type memory_{mapped_memory(), logs_};
   queue_layout layouts_[Queues]{};
   device_queue_state positions_[Queues]{};
+  std::byte config_[config_bytes_max];
+  bool is_written_[config_bytes_max]{}; ///< of `config_`, while there was no queue
   std::uint64_t given_ = 0;
   bool is_active_ = false;
   bool is_detached_ = true;

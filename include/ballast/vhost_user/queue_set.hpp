@@ -62,6 +62,14 @@ class queue_set {
     rings_.set_in_flight(bytes, queues, size);
   }
 
+  /// The driver writes there.
+  void note_config(std::uint32_t offset, std::span<const std::byte> from) noexcept {
+    // A driver that was only stopped writes nothing: this one is new.
+    if (rings_.given() == 0)
+      for (queue_setup& q : queues_) q.ring.is_own_base = false;
+    rings_.note_config(offset, from);
+  }
+
   // What runs.
 
   /// Bit n: queue n is with the device and enabled.
