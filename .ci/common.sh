@@ -15,7 +15,7 @@ relacy_packages=(relacy-dev)
 cross_packages=(g++-s390x-linux-gnu g++-aarch64-linux-gnu qemu-user-static)
 uml_packages=(user-mode-linux busybox-static)
 # The guests' kernels are only unpacked, see tests/interop/guest_images.sh.
-guest_packages=(qemu-system-x86 seabios gcc busybox-static cpio xz-utils nlohmann-json3-dev)
+guest_packages=(qemu-system-x86 seabios gcc kmod busybox-static cpio xz-utils nlohmann-json3-dev)
 peer_packages=(libatomic-queue-dev gnuplot-nox python3)
 fuzz_packages=(clang-19 libclang-rt-19-dev)
 

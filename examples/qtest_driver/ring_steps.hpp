@@ -27,11 +27,11 @@ template <class T> bool needs_reset(T& device, interrupts<T>& inbox, std::string
     why |= inbox.wait(qemu::milliseconds(2));
     status = device.status();
   } while (((status & ballast::status::needs_reset) == 0 ||
-            (why & ballast::interrupt::config_change) == 0) &&
+            (why & ballast::interrupt_reason::config_change) == 0) &&
            qemu::clock::now() < until);
   seen = "status " + hex(status) + ", interrupts " + hex(why);
   return (status & ballast::status::needs_reset) != 0 &&
-         (why & ballast::interrupt::config_change) != 0;
+         (why & ballast::interrupt_reason::config_change) != 0;
 }
 
 /// A ring that makes no sense: a device of version 1 says so, a legacy one can't and falls silent.

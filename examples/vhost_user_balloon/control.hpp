@@ -31,7 +31,10 @@ template <class Balloon> class control {
   [[nodiscard]] std::string open(const std::string& path) { return listen_at(socket_, path); }
 
   void add_to(poll_set& polled) const {
-    if (clients_.size() < clients_max) polled.add(socket_.get(), POLLIN);
+    if (const int left = rest_.left(); left != 0)
+      polled.sleep_at_most(left);
+    else if (clients_.size() < clients_max)
+      polled.add(socket_.get(), POLLIN);
     for (const client& c : clients_)
       polled.add(c.socket.get(), static_cast<short>(c.unsent.empty() ? POLLIN : POLLIN | POLLOUT));
   }
@@ -44,10 +47,10 @@ template <class Balloon> class control {
     }
     remove_gone();
     if (polled.ready(socket_.get()) == 0) return;
-    clients_.emplace_back(socket_.accept(), qmp_session<Balloon>(*balloon_));
-    client& newest = clients_.back();
-    newest.is_gone = !newest.socket.is_open();
-    if (!newest.is_gone) say(newest, qmp_session<Balloon>::greeting());
+    file accepted = socket_.accept();
+    if (!accepted.is_open()) return rest_.begin();
+    clients_.emplace_back(std::move(accepted), qmp_session<Balloon>(*balloon_));
+    say(clients_.back(), qmp_session<Balloon>::greeting());
     remove_gone();
   }
 
@@ -99,11 +102,12 @@ template <class Balloon> class control {
   }
 
   void remove_gone() {
-    clients_.remove_if([](const client& c) { return c.is_gone; });
+    if (clients_.remove_if([](const client& c) { return c.is_gone; }) != 0) rest_.end();
   }
 
   Balloon* balloon_;
   ballast::vhost_user::listener socket_;
+  accept_rest rest_;
   std::list<client> clients_;
 };
 

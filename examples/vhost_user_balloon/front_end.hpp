@@ -28,7 +28,10 @@ class front_end {
   [[nodiscard]] std::string open(const std::string& path) { return listen_at(socket_, path); }
 
   void add_to(poll_set& polled) {
-    if (!engine_.is_connected()) return polled.add(socket_.get(), POLLIN);
+    if (!engine_.is_connected()) {
+      if (const int left = rest_.left(); left != 0) return polled.sleep_at_most(left);
+      return polled.add(socket_.get(), POLLIN);
+    }
     watched_ = engine_.watch(polled_);
     for (const pollfd& each : std::span(polled_).first(watched_)) polled.add(each.fd, each.events);
   }
@@ -53,7 +56,7 @@ class front_end {
 
   void connect() {
     file accepted = socket_.accept();
-    if (!accepted.is_open()) return;
+    if (!accepted.is_open()) return rest_.begin();
     engine_.connect(std::move(accepted));
     guest_->on_connect();
   }
@@ -79,6 +82,7 @@ class front_end {
   balloon* guest_;
   const report* report_;
   ballast::vhost_user::listener socket_;
+  accept_rest rest_;
   engine engine_;
   std::array<pollfd, engine::watched_max> polled_{};
   std::size_t watched_ = 0; ///< of `polled_`

@@ -89,14 +89,17 @@ bool scenario::boots(const ballast::feature_set& offered) {
 
 bool scenario::replug(const ballast::feature_set& offered) {
   check_device();
+  std::string before = about("rebind");
   run("echo 1 > /sys/bus/pci/devices/0000:00:05.0/remove");
   const bool has_gone = !server_.bus().is_live();
   run("ls /sys/bus/virtio/devices");
   check("taken from its bus, the device is reset", has_gone && text().empty(), text());
   server_.plug(device_of(set_up_, offered));
   run("echo 1 > /sys/bus/pci/rescan");
-  return check("put in again, it is found and started",
-               run_until([&] { return server_.bus().is_live(); }), text());
+  const bool is_live = check("put in again, it is found and started",
+                             run_until([&] { return server_.bus().is_live(); }), text());
+  about(std::move(before));
+  return is_live;
 }
 
 int scenario::run(const std::string& line) {
@@ -141,7 +144,7 @@ bool scenario::check_settles(const std::string& what, std::uint32_t pages) {
 }
 
 void scenario::check_device() {
-  about("end");
+  std::string before = about("end");
   const device_counters& counted = device().counters();
   check_equal("no page was bad", counted.bad_pages, 0);
   check_equal("every page was discarded", counted.discard_failures + counted.partial_pages, 0);
@@ -151,10 +154,12 @@ void scenario::check_device() {
                   counted.free_page_report_fails + counted.misplaced_buffers,
               0);
   check_equal("never two statistics buffers", counted.duplicate_statistics, 0);
+  about(std::move(before));
 }
 
 void scenario::check_clean() {
   check_device();
+  about("end");
   check_equal("no page was inflated twice", ram().inflated_twice(), 0);
   check_equal("no page was deflated that was not inflated", ram().deflated_unknown(), 0);
   check("nothing failed", server_.failure() == ballast::error::none,

@@ -13,6 +13,7 @@
 #include <cstdio>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace interop {
@@ -25,8 +26,8 @@ class checks {
  public:
   explicit checks(std::string name) : name_(std::move(name)) {}
 
-  /// What the next checks are about: a row of the support matrix.
-  void about(std::string feature) { feature_ = std::move(feature); }
+  /// What the next checks are about: a row of the support matrix. What it was before.
+  std::string about(std::string feature) { return std::exchange(feature_, std::move(feature)); }
   bool check(const std::string& what, bool holds, const std::string& otherwise = {});
   bool check_equal(const std::string& what, std::uint64_t found, std::uint64_t expected);
   /// `tolerance` either way.

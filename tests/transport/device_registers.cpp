@@ -18,7 +18,7 @@ using ballast::queue_area;
 using ballast::queue_layout;
 using ballast::refused;
 namespace feature = ballast::feature;
-namespace interrupt = ballast::interrupt;
+namespace interrupt_reason = ballast::interrupt_reason;
 
 using memory = ballast::array_memory<4096>;
 using device_type = ballast_test::witness_device<memory>;
@@ -182,7 +182,7 @@ constexpr auto taken_back = [](auto check) {
   check(reset.set_up(0).failure == error::not_guest_memory && !s.is_queue_enabled());
   reset.device.enable_answer = {.notify_queues = 1};
   check(reset.set_up(0, 16) == actions{.notify_queues = 1});
-  check(reset.device.queues[0].size == 16 && s.interrupt_status() == interrupt::used_buffer);
+  check(reset.device.queues[0].size == 16 && s.interrupt_status() == interrupt_reason::used_buffer);
   check(m.device.wrongs == 0 && reset.device.wrongs == 0);
 };
 BOTH("a queue is taken from a live device and given back, with RING_RESET and without", taken_back)
@@ -213,16 +213,17 @@ constexpr auto interrupts = [](auto check) {
   check(r.process(0, 9) == actions{} && r.interrupt_status() == 0);
   check(m.device.last_queue == 0 && m.device.last_budget == 9);
   m.device.process_answer = {.notify_queues = 1};
-  check(r.process(0, 1).notify_queues == 1 && r.interrupt_status() == interrupt::used_buffer);
+  check(r.process(0, 1).notify_queues == 1 &&
+        r.interrupt_status() == interrupt_reason::used_buffer);
   check(r.carry_out({.config_changed = true}).config_changed);
   check(r.interrupt_status() == 3);
   r.acknowledge(0xffff'fff0);
   check(r.interrupt_status() == 3);
-  r.acknowledge(interrupt::used_buffer);
-  check(r.interrupt_status() == interrupt::config_change);
-  check(r.take_interrupt_status() == interrupt::config_change && r.interrupt_status() == 0);
+  r.acknowledge(interrupt_reason::used_buffer);
+  check(r.interrupt_status() == interrupt_reason::config_change);
+  check(r.take_interrupt_status() == interrupt_reason::config_change && r.interrupt_status() == 0);
   check(r.carry_out({.needs_reset = true, .failure = error::chain_loops}).config_changed);
-  check(r.interrupt_status() == interrupt::config_change && r.status() == 79); // ST-7, PCI-7
+  check(r.interrupt_status() == interrupt_reason::config_change && r.status() == 79); // ST-7, PCI-7
   check(r.write_status(0) == actions{} && r.interrupt_status() == 0 && r.status() == 0);
 };
 BOTH("each reason to interrupt shows until it is acknowledged, taken or reset (PCI-7)", interrupts)
@@ -288,7 +289,7 @@ constexpr auto config_changes = [](auto check) {
   check(r.config_generation() != before);
   m.device.write_answer = {.notify_queues = 4};
   check(r.write_config(4, 4, 1) == actions{.notify_queues = 4});
-  check(r.interrupt_status() == interrupt::used_buffer);
+  check(r.interrupt_status() == interrupt_reason::used_buffer);
   m.device.write_answer = refused(error::not_negotiated);
   check(r.write_config(4, 4, 2) == refused(error::not_negotiated));
 };
@@ -305,7 +306,7 @@ constexpr auto status = [](auto check) {
   check(r.write_status(15) == refused(error::not_guest_memory) && r.status() == 11 && !r.is_live());
   m.device.activate_answer = {.notify_queues = 1, .more_work = 1};
   check(r.write_status(15) == actions{.notify_queues = 1, .more_work = 1} && r.is_live());
-  check(r.interrupt_status() == interrupt::used_buffer && r.device_id() == 77);
+  check(r.interrupt_status() == interrupt_reason::used_buffer && r.device_id() == 77);
   r.select_queue(2);
   check(r.write_status(0) == actions{} && m.device.resets == 1 && !r.is_live());
   check(r.state() == ballast::device_registers_state{}); // PCI-2, PCI-3

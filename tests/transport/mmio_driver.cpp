@@ -148,8 +148,8 @@ constexpr auto interrupts = [](auto check) {
   check(m.driver.interrupt_status() == 0);
   (void)m.bus.carry_out({.notify_queues = 1, .config_changed = true});
   check(m.driver.interrupt_status() == 3 && m.bus.is_interrupting());
-  m.driver.acknowledge(ballast::interrupt::used_buffer);
-  check(m.driver.interrupt_status() == ballast::interrupt::config_change);
+  m.driver.acknowledge(ballast::interrupt_reason::used_buffer);
+  check(m.driver.interrupt_status() == ballast::interrupt_reason::config_change);
   m.driver.acknowledge(~0u); // undefined bits are not written
   check(!m.bus.is_interrupting() && m.is_right());
 

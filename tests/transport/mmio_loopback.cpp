@@ -65,8 +65,8 @@ template <std::uint32_t QueueSize> struct machine {
       if (bus.is_interrupting()) {
         const std::uint32_t why = transport.interrupt_status();
         transport.acknowledge(why);
-        of_driver =
-            (why & interrupt::config_change) != 0 ? driver.on_config_change() : driver.step();
+        of_driver = (why & interrupt_reason::config_change) != 0 ? driver.on_config_change()
+                                                                 : driver.step();
       } else if (rules.due.more_work == 0) {
         return true;
       }
@@ -145,7 +145,8 @@ constexpr auto broken = [](auto check) {
   m.transport.notify(0);
   const actions due = m.bus.process(0, 4);
   check(due.failure == error::available_index_jump && due.config_changed);
-  check(m.bus.is_interrupting() && m.transport.interrupt_status() == interrupt::config_change);
+  check(m.bus.is_interrupting() &&
+        m.transport.interrupt_status() == interrupt_reason::config_change);
   check(m.transport.status() == 79 && m.bus.process(0, 4) == actions{});
   m.transport.acknowledge(3);
   m.rules.due = {};

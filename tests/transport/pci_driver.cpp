@@ -131,7 +131,7 @@ constexpr auto isr = [](auto check) {
   (void)m.function.carry_out({.notify_queues = 1, .config_changed = true});
   check(m.function.is_interrupting());
   check(m.driver.take_isr() ==
-        (ballast::interrupt::used_buffer | ballast::interrupt::config_change));
+        (ballast::interrupt_reason::used_buffer | ballast::interrupt_reason::config_change));
   check(!m.function.is_interrupting() && m.driver.take_isr() == 0);
 };
 BOTH("PCI-8: one interrupt may mean both, and taking the ISR ends it", isr)

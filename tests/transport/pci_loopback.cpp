@@ -59,7 +59,7 @@ constexpr auto broken = [](auto check) {
   const actions due = m.function.process(0, 4);
   check(due.failure == error::available_index_jump && due.config_changed);
   check(m.function.interrupts(due).vectors == 1 && m.transport.status() == 79);
-  check(m.transport.take_isr() == interrupt::config_change); // PCI-7, with MSI-X too
+  check(m.transport.take_isr() == interrupt_reason::config_change); // PCI-7, with MSI-X too
   check(m.function.process(0, 4) == actions{});
   m.due = {};
   check(m.settle(m.driver.start()) && m.set_target(3) && m.device.actual() == 3);

@@ -19,12 +19,12 @@
 namespace ballast {
 
 /// Why a device interrupts its driver: the bits of InterruptStatus (mmio) and of the ISR (pci).
-namespace interrupt {
+namespace interrupt_reason {
 
 inline constexpr std::uint8_t used_buffer = 1;
 inline constexpr std::uint8_t config_change = 2;
 
-} // namespace interrupt
+} // namespace interrupt_reason
 
 /// The addresses of a queue that a driver writes, one register or two halves each.
 enum class queue_area : std::uint8_t { descriptor, driver, device };
@@ -278,8 +278,8 @@ class device_registers {
     // Nobody is there to acknowledge it: what was due belongs to a driver before the reset.
     if ((status() & status::driver_ok) == 0) return due;
     std::uint8_t why = 0;
-    if (due.notify_queues != 0) why |= interrupt::used_buffer;
-    if (due.config_changed) why |= interrupt::config_change;
+    if (due.notify_queues != 0) why |= interrupt_reason::used_buffer;
+    if (due.config_changed) why |= interrupt_reason::config_change;
     if (why != 0) (void)interrupt_status_.fetch_or(why);
     return due;
   }

@@ -198,7 +198,7 @@ class pci_registers {
       if (due.notifies(queue)) msix_.raise(queue_msix_vectors_[queue]);
     if (due.config_changed) msix_.raise(config_msix_vector_);
     // Messages say it; left set, it would raise the line when MSI-X is turned off.
-    registers_.acknowledge(interrupt::used_buffer);
+    registers_.acknowledge(interrupt_reason::used_buffer);
     return msix_.take_due();
   }
 
