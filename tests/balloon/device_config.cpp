@@ -148,4 +148,18 @@ constexpr auto restored = [](auto check) {
 };
 BOTH("a saved configuration is there with its generation, and is no event", restored)
 
+constexpr auto knows = [](auto check) {
+  device_config c(offering(all));
+  check(!c.is_poison_known());
+  c.activate(all);
+  check(!c.is_poison_known()); // of a device that goes on, too
+  c.know_poison();
+  check(c.is_poison_known());
+  c.reset();
+  check(!c.is_poison_known());
+  c.restore(0, 0, false, 0, 0);
+  check(c.is_poison_known());
+};
+BOTH("the poison is known from a driver's beginning, or from what another device left", knows)
+
 } // namespace

@@ -627,6 +627,23 @@ constexpr auto filled = [](auto check) {
 };
 BOTH("BDEV-12 BDEV-14: a host that can fill pages with the poison takes them", filled)
 
+constexpr auto kept = [](auto check) {
+  for (const std::uint32_t poison : {0u, 0xaaaa'aaaau}) {
+    bench<full_host> b({}, false, poison);
+    b.pages.keep_reported();
+    (void)b.report({{page(4), 2 * 4096}, {page(8), 4096}});
+    check(b.host.discarded == 0 && b.host.filled == 0 && b.counters.poisoned_ranges == 2);
+    check(b.counters.free_page_report_freed == 0);
+    b.inflate_and_return({5});
+    check(b.host.discarded == page_bits({5}));
+    b.pages.start(b.ram, false, poison); // whose beginning was seen
+    (void)b.report({{page(8), 4096}});
+    check((b.host.discarded | b.host.filled) == page_bits({5, 8}));
+    check(b.counters.poisoned_ranges == 2);
+  }
+};
+BOTH("BDEV-14: of a driver whose poison is not known reported pages are kept", kept)
+
 // free_page_vq
 
 constexpr auto hinted = [](auto check) {

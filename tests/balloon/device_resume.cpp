@@ -209,6 +209,40 @@ constexpr auto poison = [](auto check) {
 };
 BOTH("the poison goes on, and stays fixed", poison)
 
+constexpr auto unknown_poison = [](auto check) {
+  for (const bool has_poison : {false, true})
+    for (const bool is_saved : {false, true}) {
+      guest g(false);
+      g.features = {balloon::feature::stats_vq, balloon::feature::page_reporting,
+                    feature::version_1};
+      if (has_poison) g.features.set(balloon::feature::page_poison);
+      auto chosen = options();
+      chosen.offered.clear(balloon::feature::free_page_hint);
+      chosen.offered.set(balloon::feature::page_reporting); // queue 3 then
+      full_host host;
+      device_type first(host, chosen);
+      (void)first.write_config(12, word(0xaaaaaaaa));
+      check(first.activate(g.features, g.layouts, g.ram).failure == error::none);
+      positions_type at{};
+      check(find_positions(first, at));
+      device_type second(host, chosen);
+      if (is_saved) check(second.restore(first.save()).has_value());
+      check(second.resume(g.features, g.layouts, g.ram, at).failure == error::none);
+      const buffer page{14 * 4096, 4096};
+      check(g.queues[3].add({}, {&page, 1}, 7).has_value());
+      g.queues[3].publish();
+      (void)second.process(3, 4);
+      check(g.comes_back(3, 7));
+      const bool is_known = !has_poison || is_saved;
+      check(second.counters().poisoned_ranges == (is_known ? 0u : 1u));
+      check(host.filled == (has_poison && is_saved ? 1u << 14 : 0u));
+      check(host.discarded == (has_poison ? 0u : 1u << 14));
+    }
+};
+BOTH("BDEV-14: a device that goes on without what was saved keeps reported pages that may be "
+     "poisoned",
+     unknown_poison)
+
 constexpr auto detached = [](auto check) {
   // One device: its queues begin anew where it was, without one that is not wanted any more.
   for (const bool is_packed : {false, true}) {

@@ -41,8 +41,9 @@ constexpr std::uint16_t inflateq = 0, deflateq = 1, statsq = 2;
 struct fixture {
   explicit fixture(const feature_set& features = {ring::version_1},
                    std::uint64_t protocol = vu::protocol_feature::all &
-                                            ~vu::protocol_feature::in_band)
-      : end(device, table, {.protocol_features = vu::protocol_feature::all}) {
+                                            ~vu::protocol_feature::in_band,
+                   const balloon::device_options& chosen = options())
+      : device(host, chosen), end(device, table, {.protocol_features = vu::protocol_feature::all}) {
     guest.features = features.with(balloon::feature::stats_vq);
     guest.protocol = protocol;
     guest.serve = [this] { settle(); };
@@ -101,7 +102,7 @@ struct fixture {
 
   vu::memory_table table;
   counting_host host;
-  device_type device{host, options()};
+  device_type device;
   vu::back_end<device_type> end;
   front_end guest;
   error closed_for = error::none;
@@ -542,6 +543,77 @@ TEST_CASE("a front end that comes back with the chains in flight: each returns o
     CHECK(!f.comes_back(statsq, 5));
     CHECK(f.end.failure() == error::none);
   }
+}
+
+/// A driver whose free pages hold a poison, and which reports them.
+struct poison_fixture : fixture {
+  poison_fixture()
+      : fixture({}, vu::protocol_feature::all & ~vu::protocol_feature::in_band,
+                {.offered = offered}) {
+    guest.features = offered.with(ring::version_1);
+  }
+  static constexpr feature_set offered{balloon::feature::page_poison,
+                                       balloon::feature::page_reporting};
+  static constexpr std::uint16_t reporting_vq = 2; // there is no statsq
+
+  [[nodiscard]] bool poison(std::uint32_t value) {
+    return guest.works(request::set_config, vu::config_access{12, 4, 0}, le32(value));
+  }
+  void report(std::uint64_t token) {
+    const buffer data{front_end::ram_at + 0x40000, 4096};
+    REQUIRE(guest.queues[reporting_vq]->driver.add({}, {&data, 1}, token));
+    guest.queues[reporting_vq]->driver.publish();
+    guest.queues[reporting_vq]->notify();
+    settle();
+    CHECK(comes_back(reporting_vq, token));
+  }
+};
+
+TEST_CASE(
+    "BDEV-14: the poison is written before the queues begin, and outlives the reset of that") {
+  poison_fixture f;
+  REQUIRE(f.guest.negotiate());
+  REQUIRE(f.poison(0xaaaa'aaaa));
+  REQUIRE(f.guest.make_queues());
+  REQUIRE(f.guest.start());
+  REQUIRE(f.end.running() == 7);
+  CHECK(f.device.poison() == 0xaaaa'aaaa);
+  f.report(1);
+  CHECK(f.host.pages.empty());
+  CHECK(f.device.counters().poisoned_ranges == 1);
+  REQUIRE(f.poison(0)); // too late
+  CHECK(f.device.poison() == 0xaaaa'aaaa);
+
+  // The guest reboots; its next driver has another poison, or none.
+  for (const std::uint32_t next : {0x5555'5555u, 0u}) {
+    for (const std::uint32_t i : {0u, 1u, 2u})
+      REQUIRE(f.guest.ask(request::get_queue_base, vu::queue_value{i, 0}).is_there);
+    REQUIRE(f.poison(next));
+    REQUIRE(f.guest.make_queues());
+    REQUIRE(f.guest.start());
+    REQUIRE(f.end.running() == 7);
+    CHECK(f.device.poison() == next);
+    f.report(2);
+    CHECK(f.host.pages.size() == (next == 0 ? 1 : 0));
+  }
+}
+
+TEST_CASE("queues that are polled go on after GET_FEATURES: nobody would notify them") {
+  fixture f;
+  f.guest.has_enabling = false;
+  REQUIRE(f.guest.negotiate());
+  REQUIRE(f.guest.make_queues());
+  for (const std::uint16_t i : {inflateq, deflateq, statsq}) {
+    REQUIRE(f.guest.set_up(i));
+    REQUIRE(f.guest.acknowledged(request::set_available_file, {}, i | vu::no_file) == 0);
+  }
+  CHECK(f.end.running() == 7);
+  f.inflate(first_pfn, 1);
+  CHECK(f.comes_back(inflateq, 1));
+  CHECK(f.guest.ask_number(request::get_features) != 0);
+  f.inflate(first_pfn + 2, 2);
+  CHECK(f.comes_back(inflateq, 2));
+  CHECK(f.host.pages.size() == 4);
 }
 
 } // namespace

@@ -31,7 +31,7 @@ struct host {
 using device_type = balloon::device<vu::device_memory<64>, host, 64>;
 
 struct fixture {
-  fixture() {
+  explicit fixture(const balloon::device_options& chosen = options()) : device(back, chosen) {
     guest.features = {feature::version_1, balloon::feature::stats_vq};
     guest.protocol = vu::protocol_feature::all;
     guest.serve = [this] { settle(); };
@@ -55,9 +55,13 @@ struct fixture {
     return used && used->token == 9 && device.target() == 77;
   }
 
+  static balloon::device_options options() {
+    return {.offered = {balloon::feature::stats_vq, feature::ring_packed}};
+  }
+
   vu::memory_table table;
   host back;
-  device_type device{back, {.offered = {balloon::feature::stats_vq, feature::ring_packed}}};
+  device_type device;
   vu::back_end<device_type, 64, 4> end{
       device, table, {.protocol_features = vu::protocol_feature::all}};
   front_end guest;
@@ -319,6 +323,42 @@ TEST_CASE("a front end that reads no replies is not waited for") {
     f.guest.send(request::get_features, 0, {});
   CHECK(f.closed_for == error::connection_stalled);
   CHECK(f.serves_the_next());
+}
+
+TEST_CASE("a front end that accepts no features gets no device that needs some") {
+  for (const bool is_needed : {false, true}) {
+    balloon::device_options chosen;
+    chosen.offered = {balloon::feature::must_tell_host, balloon::feature::stats_vq};
+    chosen.requires_must_tell_host = is_needed;
+    fixture f(chosen);
+    f.guest.features = {};
+    f.guest.has_enabling = false;
+    f.guest.send(request::set_protocol_features, 0, {}, vu::protocol_feature::reply_ack);
+    REQUIRE(f.guest.share_memory());
+    REQUIRE(f.guest.make_queues());
+    CHECK(f.guest.start() == !is_needed);
+    CHECK(f.end.running() == (is_needed ? 0 : 7));
+    CHECK(f.end.counters().refused == (is_needed ? 1 : 0));
+    CHECK(f.end.is_connected());
+  }
+}
+
+TEST_CASE("a driver's write beyond the configuration closes nothing, answered or not") {
+  fixture f;
+  (void)f.device.set_target(77);
+  const vu::config_access beyond{200, 4, 0};
+  // The flag is without meaning where REPLY_ACK was not negotiated.
+  f.guest.send(request::set_protocol_features, 0, {}, vu::protocol_feature::config);
+  for (const std::uint32_t flags : {0u, vu::message_header::needs_reply})
+    f.guest.send(request::set_config, flags, {}, beyond, le32(1));
+  CHECK(f.end.counters().refused == 2);
+  CHECK(f.end.is_connected());
+  CHECK(!f.guest.receive(0).is_there);
+  f.guest.send(request::set_protocol_features, 0, {},
+               vu::protocol_feature::config | vu::protocol_feature::reply_ack);
+  CHECK(f.guest.acknowledged(request::set_config, {}, beyond, le32(1)) == 1);
+  CHECK(f.end.is_connected());
+  CHECK(f.device.actual() == 0);
 }
 
 } // namespace

@@ -5,6 +5,7 @@
 #include <support/vhost_user_front_end.hpp>
 
 #include <fcntl.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -130,6 +131,22 @@ TEST_CASE("what is sent arrives, with a file; nobody waits for one who does not 
   CHECK(sent.error() == error::connection_stalled);
   p.guest.close();
   CHECK(p.end.send(1, 5, some).error() == error::connection_closed);
+}
+
+TEST_CASE("no file that arrives blocks, whatever its sender made of it") {
+  pair p;
+  int ends[2] = {-1, -1};
+  REQUIRE(pipe2(ends, O_CLOEXEC) == 0);
+  const vu::file out(ends[0]), in(ends[1]), event(eventfd(0, EFD_CLOEXEC));
+  std::array<std::byte, 12> bytes{};
+  vu::write_as(bytes, 0, vu::message_header{5, 1, 0});
+  p.guest.send_bytes(bytes, {out.get(), in.get(), event.get(), p.guest.ram_file().get()});
+  REQUIRE(*p.end.receive() == true);
+  REQUIRE(p.end.files().size() == 4);
+  for (const vu::file& f : p.end.files()) CHECK((fcntl(f.get(), F_GETFL) & O_NONBLOCK) != 0);
+  CHECK((fcntl(p.end.files()[1].get(), F_GETFL) & O_ACCMODE) == O_WRONLY);
+  std::uint64_t count = 0;
+  CHECK(read(p.end.files()[2].get(), &count, sizeof(count)) == -1); // and comes back
 }
 
 } // namespace

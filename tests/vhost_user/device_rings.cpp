@@ -330,4 +330,44 @@ TEST_CASE("a log of chains in flight needs room for each queue") {
   }
 }
 
+/// Has 8 bytes of configuration, which a reset clears.
+struct configured_device : plain_device {
+  std::array<std::byte, 8> config{}, config_at_start{};
+
+  actions write_config(std::uint32_t offset, std::span<const std::byte> from) noexcept {
+    if (offset > 8 || from.size() > 8 - offset) return refused(error::config_out_of_range);
+    for (const std::byte b : from) config[offset++] = b;
+    return {};
+  }
+  actions activate(const feature_set& f, std::span<const queue_layout> layouts,
+                   memory_type& m) noexcept {
+    config_at_start = config;
+    return plain_device::activate(f, layouts, m);
+  }
+  void reset() noexcept {
+    plain_device::reset();
+    config = {};
+  }
+};
+
+TEST_CASE("what a driver writes before its queues begin is there when they do, once") {
+  scene<configured_device> s(false);
+  const std::array some{std::byte{1}, std::byte{2}, std::byte{3}, std::byte{4}};
+  for (const std::uint32_t offset : {2u, 6u, 254u, 0xffff'ffffu}) s.rings.note_config(offset, some);
+  REQUIRE(s.start(3) == error::none);
+  const std::array expected{std::byte{},  std::byte{},  std::byte{1}, std::byte{2},
+                            std::byte{3}, std::byte{4}, std::byte{1}, std::byte{2}};
+  CHECK(s.device.config_at_start == expected);
+  s.rings.note_config(0, some); // while it lives: this is for the device alone
+  actions due;
+  for (std::uint16_t i = 0; i < 2; ++i) s.rings.take(i, due);
+  REQUIRE(s.start(7) == error::none);
+  CHECK(s.device.config_at_start == std::array<std::byte, 8>{});
+  s.rings.reset();
+  s.rings.note_config(0, some);
+  s.rings.reset(); // that driver went before it began
+  REQUIRE(s.start(7) == error::none);
+  CHECK(s.device.config_at_start == std::array<std::byte, 8>{});
+}
+
 } // namespace

@@ -8,6 +8,8 @@
 #include <unistd.h>
 
 #include <cstddef>
+#include <fstream>
+#include <string>
 #include <utility>
 
 namespace {
@@ -74,6 +76,28 @@ TEST_CASE("a file that is too small is not mapped, nor one that cannot be") {
   REQUIRE(pipe2(ends, O_CLOEXEC) == 0);
   const file out(ends[0]), in(ends[1]);
   CHECK(file_mapping::of(out, 4096).error() == error::system_call_failed);
+}
+
+TEST_CASE("a part of a huge page is unmapped with the rest of it") {
+  const auto mappings = [] {
+    std::ifstream all("/proc/self/maps");
+    int huge = 0;
+    for (std::string line; std::getline(all, line);)
+      huge += line.find("memfd:huge_pages") != std::string::npos;
+    return huge;
+  };
+  const file f(memfd_create("huge_pages", MFD_CLOEXEC | MFD_HUGETLB));
+  if (!f.is_open() || ftruncate(f.get(), 2 << 20) != 0) {
+    MESSAGE("this kernel has no huge pages of 2 MiB: not tried");
+    return;
+  }
+  {
+    const auto part = file_mapping::of(f, 4096); // not touched: none need be free
+    REQUIRE(part);
+    CHECK(part->bytes().size() == 4096);
+    CHECK(mappings() == 1);
+  }
+  CHECK(mappings() == 0);
 }
 
 } // namespace

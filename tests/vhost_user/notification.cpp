@@ -5,12 +5,16 @@
 
 #include <csignal>
 #include <fcntl.h>
+#include <pthread.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <thread>
 #include <utility>
 
 namespace {
@@ -94,6 +98,49 @@ TEST_CASE("a channel without room is not written to; one without a reader closes
   CHECK(channel.tell(back_end_request::config_changed)); // there is nobody to tell
   CHECK(!channel.is_open());
   CHECK(channel.tell(back_end_request::config_changed));
+}
+
+std::atomic<unsigned> handled{0};
+
+/// Signals this thread, again and again, while it does something.
+template <class Do> void while_interrupted(Do&& what) {
+  struct sigaction before{}, counting{};
+  counting.sa_handler = [](int) { ++handled; }; // and no SA_RESTART
+  REQUIRE(sigaction(SIGUSR1, &counting, &before) == 0);
+  handled = 0;
+  std::atomic<bool> is_over{false};
+  std::thread other([&is_over, whom = pthread_self()] {
+    for (unsigned last = handled; !is_over; last = handled) {
+      (void)pthread_kill(whom, SIGUSR1);
+      while (!is_over && handled == last) std::this_thread::yield();
+    }
+  });
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(2);
+  while (handled < 5000 && std::chrono::steady_clock::now() < end)
+    for (int i = 0; i < 100; ++i) what();
+  is_over = true;
+  other.join();
+  (void)sigaction(SIGUSR1, &before, nullptr);
+}
+
+TEST_CASE("what is full and was interrupted is full, not gone") {
+  const file full(eventfd(0, EFD_NONBLOCK));
+  const std::uint64_t most = UINT64_MAX - 1;
+  REQUIRE(write(full.get(), &most, sizeof(most)) == 8);
+  pipe_ends p;
+  const std::array<char, 4096> filling{};
+  while (write(p.in.get(), filling.data(), filling.size()) > 0) {
+  }
+  back_end_channel channel(std::move(p.in));
+  bool is_there = true, is_told = false;
+  while_interrupted([&] {
+    is_there &= ballast::vhost_user::signal(full);
+    is_told |= channel.tell(back_end_request::config_changed);
+  });
+  CHECK(handled > 0);
+  CHECK(is_there);
+  CHECK(channel.is_open());
+  CHECK(!is_told);
 }
 
 } // namespace
