@@ -42,6 +42,7 @@
 #include <ballast/memory/guest_memory.hpp>
 #include <ballast/result.hpp>
 #include <ballast/transport/device_registers.hpp>
+#include <ballast/transport/interrupt_reason.hpp>
 #include <ballast/transport/mmio.hpp>
 #include <ballast/transport/mmio_device.hpp>
 #include <ballast/transport/mmio_driver.hpp>

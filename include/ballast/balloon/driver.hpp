@@ -48,7 +48,7 @@ concept driver_sources =
 ///     balloon::driver driver(memory, transport, pages, sources, base, options);
 ///     carry_out(driver.start());                  // negotiates, up to DRIVER_OK
 ///     on a configuration change:   carry_out(driver.on_config_change());
-///     on a used notification:      carry_out(driver.step());
+///     on a used notification:      carry_out(driver.step()); // where both came: the former alone
 ///
 /// Each call does what can be done without waiting and returns what the caller must do: notify
 /// queues, call `step` again (`more_work`). One buffer of up to 256 PFNs is under way at a time, as

@@ -4,6 +4,7 @@
 #include <ballast/endian.hpp>
 #include <ballast/memory/guest_memory.hpp>
 #include <ballast/result.hpp>
+#include <ballast/transport/interrupt_reason.hpp>
 #include <ballast/virtio/actions.hpp>
 #include <ballast/virtio/device_model.hpp>
 #include <ballast/virtio/features.hpp>
@@ -17,14 +18,6 @@
 #include <span>
 
 namespace ballast {
-
-/// Why a device interrupts its driver: the bits of InterruptStatus (mmio) and of the ISR (pci).
-namespace interrupt_reason {
-
-inline constexpr std::uint8_t used_buffer = 1;
-inline constexpr std::uint8_t config_change = 2;
-
-} // namespace interrupt_reason
 
 /// The addresses of a queue that a driver writes, one register or two halves each.
 enum class queue_area : std::uint8_t { descriptor, driver, device };

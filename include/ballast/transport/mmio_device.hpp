@@ -27,7 +27,7 @@ struct mmio_device_state {
 
 /// A device behind virtio-mmio registers, version 2 or the legacy version 1.
 ///
-///     mmio_device bus(device, ram);                  // all outlive it
+///     mmio_device bus(device, ram);                  // both outlive it
 ///     value = bus.read(offset, width);               // the guest's accesses, as they come:
 ///     due = bus.write(offset, width, value);         // due.more_work: a notification
 ///     due = bus.process(queue, budget);              // for each queue in due.more_work

@@ -3,6 +3,7 @@
 
 #include <ballast/memory/guest_memory.hpp>
 #include <ballast/result.hpp>
+#include <ballast/transport/interrupt_reason.hpp>
 #include <ballast/transport/mmio.hpp>
 #include <ballast/transport/register_region.hpp>
 #include <ballast/virtio/features.hpp>
@@ -154,7 +155,7 @@ template <register_region R> class mmio_driver {
 
   // Interrupts.
 
-  /// Why the device interrupts: the bits of `interrupt`; others are not looked at.
+  /// Why the device interrupts: the bits of `interrupt_reason`; others are not looked at.
   [[nodiscard]] constexpr std::uint32_t interrupt_status() noexcept {
     return load(mmio_register::interrupt_status) & defined_interrupts;
   }

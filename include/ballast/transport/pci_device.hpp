@@ -53,10 +53,14 @@ struct pci_device_state {
 /// A virtio device on a PCI bus, without the bus: a configuration space and BARs as register banks,
 /// interrupts as data.
 ///
-///     pci_device function(device, ram, {.is_transitional = true});
-///     actions due = function.write(bar, offset, width, value);    // or write_config_space
-///     for (each queue of due.more_work) due |= function.process(queue, budget);
-///     const auto raise = function.interrupts(due);                // after every call, reads too
+///     pci_device function(device, ram, {.is_transitional = true}); // both outlive it
+///     actions due = function.write(bar, offset, width, value);     // or write_config_space
+///     due = function.process(queue, budget);              // for each queue in due.more_work
+///     due = function.carry_out(device.set_target(pages)); // each call on the device itself
+///     const auto raise = function.interrupts(due);        // after each of these, and reads: {}
+///
+/// Without `carry_out` neither the ISR nor NEEDS_RESET shows what the device itself asked for. A
+/// `failure` of a guest's write is the guest's mistake: count it and go on.
 ///
 /// BAR 0: the legacy interface, in I/O space. BAR 1: MSI-X table and pending bits. BAR 4: the
 /// structures, each on a page of 4096 bytes. All are of 32 bits. The decode bits of the command
@@ -162,6 +166,8 @@ class pci_device {
 
   /// What to raise for `due`, and for messages that were pending and have been unmasked. One
   /// interrupt may stand for several events. The ISR says why before this says to raise anything.
+  /// `due`: what the other members returned since the last call, each once; twice sends a message
+  /// twice. Only `notify_queues` and `config_changed` count.
   constexpr pci_interrupts interrupts(const actions& due) noexcept {
     const std::uint64_t vectors = registers_.take_messages(due);
     return {.vectors = vectors, .line = is_interrupting()};

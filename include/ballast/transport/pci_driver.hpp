@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ballast/result.hpp>
+#include <ballast/transport/interrupt_reason.hpp>
 #include <ballast/transport/pci.hpp>
 #include <ballast/transport/pci_capabilities.hpp>
 #include <ballast/transport/register_region.hpp>
@@ -27,7 +28,7 @@ template <register_region R> struct pci_regions {
 ///     pci_driver transport(pci_regions<my_registers>{...}, type); // `find_pci_device_type`
 ///     transport.use_queue_vector(0, 1);                         // with MSI-X enabled
 ///     balloon::driver driver(ram, transport, pages, ...);       // or: negotiate(transport, {...})
-///     // INTx: take_isr(); its bits are those of `interrupt`. Both may be set, by one interrupt.
+///     // INTx: take_isr() gives bits of `interrupt_reason`, both it may be, by one interrupt.
 ///
 /// Ordering: the regions'. One thread at a time, but for `notify`, `take_isr` and `status`.
 /// Spec: "Virtio Over PCI Bus". Linux: drivers/virtio/virtio_pci_modern_dev.c.
@@ -162,7 +163,7 @@ template <register_region R> class pci_driver {
 
   // Interrupts.
 
-  /// Why the device interrupts: the bits of `interrupt`. It clears them and lowers the line.
+  /// Why the device interrupts: the bits of `interrupt_reason`. It clears them and lowers the line.
   [[nodiscard]] constexpr std::uint8_t take_isr() noexcept {
     return regions_.isr.template load<std::uint8_t>(0);
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ballast/result.hpp>
+#include <ballast/transport/interrupt_reason.hpp>
 #include <ballast/transport/pci.hpp>
 #include <ballast/transport/register_region.hpp>
 #include <ballast/virtio/features.hpp>
@@ -127,7 +128,7 @@ template <register_region R> class pci_legacy_driver {
 
   // Interrupts.
 
-  /// Why the device interrupts: the bits of `interrupt`. It clears them and lowers the line.
+  /// Why the device interrupts: the bits of `interrupt_reason`. It clears them and lowers the line.
   [[nodiscard]] constexpr std::uint8_t take_isr() noexcept {
     return bar_.template load<std::uint8_t>(pci::legacy::isr_status);
   }

@@ -48,12 +48,14 @@ struct back_end_counters {
 /// Serves a device to one front end at a time.
 ///
 ///     vhost_user::memory_table table;
-///     my_host host(table);                        // gives memory back; looks at table.regions()
+///     my_host host(table);                 // gives memory back: table.regions(), by generation()
 ///     balloon::device<vhost_user::device_memory<256>, my_host, 256> device(host, options);
-///     vhost_user::back_end<decltype(device)> back_end(device, table);
-///     back_end.connect(listener.accept());
-///     while (back_end.is_connected()) (void)back_end.run_once(-1);   // or watch, poll, serve
-///     back_end.perform(device.set_target(pages));                    // what the owner does
+///     vhost_user::back_end<decltype(device), 256> back_end(device, table); // 256 in all three
+///     back_end.connect(listener.accept()); // once poll() says that the listener is readable
+///     while (back_end.is_connected()) {
+///       (void)back_end.run_once(milliseconds);    // or watch, poll with files of one's own, serve
+///       back_end.perform(device.set_target(pages)); // what the owner calls on the device itself
+///     }
 ///
 /// A queue begins when it is set up, enabled, and notified for the first time; all of them begin
 /// together without that, once all that are set up could: a driver that has nothing to do notifies
@@ -74,9 +76,10 @@ template <class Device, std::uint32_t QueueSize = 256, std::uint16_t Queues = 8,
 class back_end {
  public:
   using memory_type = device_memory<QueueSize, E>;
+  static_assert(device_model<Device, memory_type>, "the device is one of device_memory<QueueSize>");
   static_assert(Queues != 0 && Queues <= 64, "a bit of `actions` for each queue");
 
-  /// Both outlive it. `table` is its own to change.
+  /// Both outlive it: it uses them as it goes. `table` is its own to change.
   back_end(Device& served, memory_table& table, const back_end_options& options = {}) noexcept
       : device_(&served), table_(&table), options_(options), queues_(served, table) {}
   back_end(const back_end&) = delete;

@@ -18,10 +18,12 @@ struct [[nodiscard]] actions {
   /// Queues whose budget ran out: process them again. Of a driver, not 0: call `step` again.
   std::uint64_t more_work = 0;
   bool config_changed = false;
-  /// The device can't go on: set DEVICE_NEEDS_RESET, which is a configuration change too. Of a
+  /// The device can't go on: DEVICE_NEEDS_RESET is to be set, which is a configuration change too.
+  /// The transports here do that, in `carry_out` for what was called on the device itself. Of a
   /// driver: it can't go on with this device; `start` it again, which resets the device.
   bool needs_reset = false;
-  /// Why `needs_reset` is set, or why the call was refused and did nothing.
+  /// Why `needs_reset` is set, or why the call was refused and did nothing. Of a guest's write of a
+  /// register it is the guest's mistake; the other members say what is due all the same.
   error failure = error::none;
 
   /// Collects what several calls asked for; the first failure stays.
