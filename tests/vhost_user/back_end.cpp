@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include <ballast/vhost_user/back_end.hpp>
 
+#include "support/host_memory.hpp"
+
 #include <doctest/doctest.h>
 #include <support/vhost_user_front_end.hpp>
 
@@ -183,7 +185,8 @@ TEST_CASE("without bit 30 nothing is enabled: files for all notifications, or a 
   }
 }
 
-TEST_CASE("pages are discarded, buffers come back, the driver is notified") {
+TEST_CASE("pages are discarded, buffers come back, the driver is notified" *
+          doctest::skip(ballast_test::is_emulated())) {
   for (const feature_set& features : formats) {
     fixture f(features);
     REQUIRE(f.starts());
@@ -510,7 +513,8 @@ TEST_CASE("a device that broke says so in its status and by the error notificati
   CHECK(f.end.is_connected());
 }
 
-TEST_CASE("a front end that comes back with the chains in flight: each returns once") {
+TEST_CASE("a front end that comes back with the chains in flight: each returns once" *
+          doctest::skip(ballast_test::is_emulated())) {
   for (const feature_set& features : formats) {
     fixture f(features);
     REQUIRE(f.guest.negotiate());

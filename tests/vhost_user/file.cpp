@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include <ballast/vhost_user/file.hpp>
 
+#include "support/host_memory.hpp"
+
 #include <doctest/doctest.h>
 
 #include <fcntl.h>
@@ -78,7 +80,8 @@ TEST_CASE("a file that is too small is not mapped, nor one that cannot be") {
   CHECK(file_mapping::of(out, 4096).error() == error::system_call_failed);
 }
 
-TEST_CASE("a part of a huge page is unmapped with the rest of it") {
+TEST_CASE("a part of a huge page is unmapped with the rest of it" *
+          doctest::skip(ballast_test::is_emulated())) {
   const auto mappings = [] {
     std::ifstream all("/proc/self/maps");
     int huge = 0;

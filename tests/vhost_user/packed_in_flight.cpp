@@ -45,10 +45,15 @@ struct scene {
     return log.resume(at(), entries, ring_place{}, word);
   }
 
+  /// Of the buffer i of a chain, as the ring has it.
+  static constexpr std::uint64_t address_word(std::uint16_t id, std::uint32_t i) {
+    return ballast::to_order<std::endian::little>(std::uint64_t{0x1000} * id + i);
+  }
+
   /// The driver makes a chain of so many buffers available.
   constexpr void offer(std::uint16_t id, std::uint32_t buffers = 1) {
     for (std::uint32_t i = 0; i < buffers; ++i) {
-      ring[2 * next.index] = 0x1000u * id + i;
+      ring[2 * next.index] = address_word(id, i);
       ring[2 * next.index + 1] = packed::pack<std::endian::little>(
           100u + i,
           id | next.available_flags() | packed::in_pair(i + 1 < buffers ? packed::flag_next : 0));
@@ -67,12 +72,12 @@ struct scene {
     if (!from.is_available(word.id | packed::in_pair(word.flags))) return 0xfffe;
     std::uint64_t address = load(from.index, true, order::plain);
     std::uint32_t count = 1;
-    bool is_right = address == 0x1000u * word.id && word.length == 100;
+    bool is_right = address == address_word(word.id, 0) && word.length == 100;
     from.advance(1, size);
     while ((word.flags & packed::flag_next) != 0 && count < size) {
       address = load(from.index, true, order::plain);
       word = packed::unpack<std::endian::little>(load(from.index, false, order::relaxed));
-      is_right &= address == 0x1000u * word.id + count && word.length == 100 + count;
+      is_right &= address == address_word(word.id, count) && word.length == 100 + count;
       from.advance(1, size);
       ++count;
     }
