@@ -3,7 +3,8 @@
 # Usage: tests/mutants.sh [HEADER...]
 #
 # Is each memory order of the engine needed? Takes every order::acquire and order::release (to
-# relaxed) and every call of fence() (away) in the library's headers, outside of memory/, one at a
+# relaxed) and every call of fence() (away) in the library's headers, outside of memory/ and of
+# vhost_user/ (a killed process, not another thread, tests its orders), one at a
 # time in a copy of the tree, and runs the relacy programs on it: one that finds no fault in 2000
 # random schedules of each scenario leaves a survivor. HEADER... limits it to those, as in
 # virtqueue/split_driver.hpp. SCHEDULES=N in the environment: another number.
@@ -108,7 +109,7 @@ for program in "${programs[@]}"; do
 done
 
 if [ $# -gt 0 ]; then headers=("$@"); else
-  mapfile -t headers < <(cd "$root/include/ballast" && find . -name '*.hpp' | sed 's|^\./||' | grep -v '^memory/' | sort)
+  mapfile -t headers < <(cd "$root/include/ballast" && find . -name '*.hpp' | sed 's|^\./||' | grep -vE '^(memory|vhost_user)/' | sort)
 fi
 mutants=()
 for header in "${headers[@]}"; do

@@ -362,6 +362,12 @@ template <class Host, std::endian E> class scenario {
     take(due, 0x1f);
     require(is_active_ || due == refused(error::wrong_state), "it has to be active");
     require(m_.host.calls.empty() && m_.ram.stores.empty(), "moving memory does nothing to it");
+    if (due.failure == error::wrong_state || due.failure == error::already_attached) return;
+    for (std::size_t i = 0; i < m_.layouts.size(); ++i) { // where the queues are now
+      const auto kind = static_cast<queue_kind>(i);
+      if (m_.has(kind) && by_index[m_.index_of(kind)].size != 0)
+        m_.layouts[i] = by_index[m_.index_of(kind)];
+    }
   }
 
   // The VMM.

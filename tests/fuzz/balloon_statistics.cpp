@@ -143,8 +143,9 @@ template <std::endian E> class scenario {
     (void)m_.device->set_target(in_.number<std::uint16_t>());
     if (in_.flag()) return;
     const std::array<std::byte, 1> byte{std::byte{in_.byte()}};
-    require(m_.device->write_config(4 + in_.below(4), byte).failure == error::none, "it is there");
-    has_written_ = true;
+    const std::uint32_t at = in_.below(4);
+    require(m_.device->write_config(4 + at, byte).failure == error::none, "it is there");
+    has_written_ |= at == 3; // the most significant byte
   }
 
   // The naive parser.
