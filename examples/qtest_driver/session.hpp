@@ -71,7 +71,8 @@ template <ballast::guest_memory M, ballast::driver_transport T> class session {
       if (failure_ != ballast::error::none || qemu::clock::now() > until) return false;
       const std::uint8_t why = inbox_->wait(qemu::milliseconds(2));
       interrupted_ += why != 0;
-      if ((why & ballast::interrupt_reason::config_change) != 0) carry_out(driver_.on_config_change());
+      if ((why & ballast::interrupt_reason::config_change) != 0)
+        carry_out(driver_.on_config_change());
       if ((why & ballast::interrupt_reason::used_buffer) != 0 && failure_ == ballast::error::none)
         carry_out(driver_.step());
     }

@@ -65,7 +65,8 @@ template <std::uint32_t QueueSize, bool IsLegacy> struct pci_machine {
     has_interrupted = has_interrupted || raised.line || raised.vectors != 0;
     if (raised.line) {
       const std::uint8_t why = transport.take_isr();
-      if ((why & ballast::interrupt_reason::config_change) != 0) of_driver |= driver.on_config_change();
+      if ((why & ballast::interrupt_reason::config_change) != 0)
+        of_driver |= driver.on_config_change();
       if ((why & ballast::interrupt_reason::used_buffer) != 0) of_driver |= driver.step();
     }
     if ((raised.vectors & 1) != 0) of_driver |= driver.on_config_change();
