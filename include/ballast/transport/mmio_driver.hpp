@@ -136,11 +136,9 @@ template <register_region R> class mmio_driver {
   [[nodiscard]] constexpr result<void> read_config(std::uint32_t offset,
                                                    std::span<std::byte> to) noexcept {
     if (!is_config(offset, to.size())) return error::config_out_of_range;
+    if (is_legacy()) return read_stable_fields(region_, mmio_register::config, offset, to);
     read_fields(region_, mmio_register::config, offset, to);
-    if (!is_legacy() || to.empty() || access_width(offset, to.size()) == to.size()) return {};
-    for (unsigned attempts = 16; attempts > 0; --attempts)
-      if (!has_changed(offset, to)) return {};
-    return error::config_unstable;
+    return {};
   }
 
   /// As `read_config`. Errors: `config_out_of_range`.
@@ -230,20 +228,6 @@ template <register_region R> class mmio_driver {
                                   ? 0
                                   : options_.region_bytes - mmio_register::config;
     return offset <= end && size <= end - offset;
-  }
-  /// Reads it again: whether anything is another than in `to`, where it is then.
-  [[nodiscard]] constexpr bool has_changed(std::uint32_t offset, std::span<std::byte> to) noexcept {
-    bool is_other = false;
-    for (std::uint32_t i = 0; i < to.size();) {
-      std::byte now[4]{};
-      const std::span one(now, access_width(offset + i, to.size() - i));
-      read_fields(region_, mmio_register::config, offset + i, one);
-      for (const std::byte byte : one) {
-        is_other = is_other || to[i] != byte;
-        to[i++] = byte;
-      }
-    }
-    return is_other;
   }
 
   R region_;

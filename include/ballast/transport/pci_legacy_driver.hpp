@@ -108,11 +108,7 @@ template <register_region R> class pci_legacy_driver {
   [[nodiscard]] constexpr result<void> read_config(std::uint32_t offset,
                                                    std::span<std::byte> to) noexcept {
     if (!is_config(offset, to.size())) return error::config_out_of_range;
-    read_fields(bar_, config(), offset, to);
-    if (to.empty() || access_width(offset, to.size()) == to.size()) return {};
-    for (unsigned attempts = 16; attempts > 0; --attempts)
-      if (!has_changed(offset, to)) return {};
-    return error::config_unstable;
+    return read_stable_fields(bar_, config(), offset, to);
   }
   /// As `read_config`. Errors: `config_out_of_range`.
   [[nodiscard]] constexpr result<void> write_config(std::uint32_t offset,
@@ -145,20 +141,6 @@ template <register_region R> class pci_legacy_driver {
   [[nodiscard]] constexpr bool is_config(std::uint32_t offset, std::size_t size) const noexcept {
     const std::uint32_t end = options_.bar_bytes < config() ? 0 : options_.bar_bytes - config();
     return offset <= end && size <= end - offset;
-  }
-  /// Reads it again: whether anything is another than in `to`, where it is then.
-  [[nodiscard]] constexpr bool has_changed(std::uint32_t offset, std::span<std::byte> to) noexcept {
-    bool is_other = false;
-    for (std::uint32_t i = 0; i < to.size();) {
-      std::byte now[4]{};
-      const std::span one(now, access_width(offset + i, to.size() - i));
-      read_fields(bar_, config(), offset + i, one);
-      for (const std::byte byte : one) {
-        is_other = is_other || to[i] != byte;
-        to[i++] = byte;
-      }
-    }
-    return is_other;
   }
 
   R bar_;

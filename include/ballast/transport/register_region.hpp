@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
 
+#include <ballast/result.hpp>
+
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -52,6 +54,30 @@ constexpr void read_fields(R& region, std::uint64_t base, std::uint32_t offset,
     for (unsigned byte = 0; byte < width; ++byte)
       to[i++] = static_cast<std::byte>(value >> (8 * byte));
   }
+}
+
+/// Reads them again and again until they are the same twice in a row: what stands for a generation
+/// where there is none. One field needs no second read. Errors: `config_unstable`.
+template <register_region R>
+[[nodiscard]] constexpr result<void> read_stable_fields(R& region, std::uint64_t base,
+                                                        std::uint32_t offset,
+                                                        std::span<std::byte> to) noexcept {
+  read_fields(region, base, offset, to);
+  if (to.empty() || access_width(offset, to.size()) == to.size()) return {};
+  for (unsigned attempts = 16; attempts > 0; --attempts) {
+    bool is_other = false;
+    for (std::uint32_t i = 0; i < to.size();) {
+      std::byte now[4]{};
+      const std::span one(now, access_width(offset + i, to.size() - i));
+      read_fields(region, base, offset + i, one);
+      for (const std::byte byte : one) {
+        is_other = is_other || to[i] != byte;
+        to[i++] = byte;
+      }
+    }
+    if (!is_other) return {};
+  }
+  return error::config_unstable;
 }
 
 /// Writes the bytes of configuration fields that begin at `base` + `offset`, each at its width.
