@@ -18,14 +18,14 @@
 # Exits with 77, which means "skipped", if the packages user-mode-linux and busybox-static are missing.
 
 . "$(dirname "$0")/../../.ci/common.sh"
+. "$root/examples/real_guest/uml_guest.sh"
 [ "${1-}" != --help ] || { print_help "$0"; exit; }
 
 memory=96 # MiB; vhost_user_server.cpp knows it too
 unable() { say "$1"; echo "$1"; exit 77; }
 
-module=$(find /usr/lib/uml/modules -name virtio_balloon.ko 2> /dev/null | sort -V | tail -n 1)
-[ -x /usr/bin/linux.uml ] && [ -n "$module" ] || unable "the package user-mode-linux is not installed"
-[ -x /bin/busybox ] || unable "the package busybox-static is not installed"
+reason=$(find_uml) || unable "$reason"
+find_uml
 
 work=$(mktemp -d)
 export TMPDIR=$work
@@ -35,35 +35,10 @@ trap 'exit 1' INT TERM
 compile() {
   g++ -std=c++20 -O1 -g -Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow -Werror \
     -I "$root/include" \
-    "$root/tests/interop/vhost_user_server.cpp" -o "$work/vhost_user_server" &&
-    gcc -O2 -Wall -Wextra -Werror -shared -fPIC \
-      "$root/tests/interop/uml_ptrace.c" -o "$work/uml_ptrace.so"
+    "$root/tests/interop/vhost_user_server.cpp" -o "$work/vhost_user_server"
 }
 
-make_initramfs() {
-  mkdir -p "$work/root"/{bin,dev,proc,sys,tmp} || return
-  cp /bin/busybox "$work/root/bin/" && cp "$module" "$work/root/virtio_balloon.ko" || return
-  cat > "$work/root/init" << 'INIT'
-#!/bin/busybox sh
-export PATH=/bin
-/bin/busybox --install -s /bin
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
-mount -t devtmpfs devtmpfs /dev
-mount -t tmpfs -o size=50m tmpfs /tmp
-stty raw -echo
-insmod /virtio_balloon.ko
-while read -r line; do eval "$line"; done
-INIT
-  chmod +x "$work/root/init"
-  (cd "$work/root" && find . | /bin/busybox cpio -o -H newc) > "$work/initramfs" 2> /dev/null
-}
-
-# UML is several processes; the first makes a session of its own for them as it starts.
-is_running() { kill -0 -- "-$guest" 2> /dev/null || kill -0 "$guest" 2> /dev/null; }
-end_guest() {
-  [ -z "$guest" ] || kill -KILL -- "-$guest" 2> /dev/null || kill -KILL "$guest" 2> /dev/null
-}
+end_guest() { [ -z "$guest" ] || kill_uml "$guest"; }
 
 # scenario NAME: one guest and one server. The server's checks are the output.
 scenario() (
@@ -82,8 +57,8 @@ scenario() (
     [ ! -S "$directory/socket" ] || break
     sleep 0.05
   done
-  "${as_user[@]}" env LD_PRELOAD="$work/uml_ptrace.so" TMPDIR="$ram" \
-    /usr/bin/linux.uml "mem=${memory}M" initrd="$work/initramfs" \
+  "${as_user[@]}" env LD_PRELOAD="$work/ptrace.so" TMPDIR="$ram" \
+    "$uml_kernel" "mem=${memory}M" initrd="$work/initramfs" \
     virtio_uml.device="$directory/socket:5" con=null con0=fd:0,fd:1 panic=-1 uml_dir="$directory" \
     <&3 > "$directory/console" 2>&1 3<&- &
   guest=$!
@@ -92,10 +67,10 @@ scenario() (
   status=$?
 
   for ((i = 0; i < 100; ++i)); do
-    is_running || break
+    is_uml_running "$guest" || break
     sleep 0.05
   done
-  if is_running; then
+  if is_uml_running "$guest"; then
     echo "FAIL Linux 6.1, $1: the guest powers off"
     status=1
   else
@@ -107,12 +82,10 @@ scenario() (
 
 say "building the server and the guest's files ..."
 compile >&2 || { fail "User-Mode Linux" "the server does not build, see above"; exit 1; }
-make_initramfs || { fail "User-Mode Linux" "no initramfs"; exit 1; }
+make_uml_files "$work" || { fail "User-Mode Linux" "no files for the guest"; exit 1; }
 
-# The guest's memory is a file in a tmpfs if there is a large one.
-ram=$work/ram
-mkdir "$ram"
-[ "$(df -m --output=avail /dev/shm 2> /dev/null | tail -n 1)" -gt "$memory" ] 2> /dev/null && ram=/dev/shm
+mkdir "$work/ram"
+ram=$(uml_memory_directory "$memory" "$work/ram")
 
 as_user=() user=65534
 if [ "$(id -u)" -eq 0 ] && setpriv --reuid=$user --regid=$user --clear-groups true 2> /dev/null; then
